@@ -1,0 +1,292 @@
+"""The checkpoint directory: transformers' own GPT-2 files, saved, found and loaded.
+
+There is no private format: what save() writes opens in AutoModelForCausalLM, and load() opens what transformers
+wrote. Everything read is untrusted: sizes are bounded before memory is taken, only JSON and safetensors are
+opened, never a pickle. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpt2.config import GPTConfig
+from gpt2.device import DTYPES, inference_dtype, pick_device
+from gpt2.model import GPT
+from gpt2.tokenizer import Tokenizer
+
+BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "shakespeare"
+WEIGHTS = "model.safetensors"
+NEEDED = ("config.json", WEIGHTS, "vocab.json", "merges.txt")
+HUB_FILES = (*NEEDED, "training.json", "metrics.jsonl", "samples.jsonl", "overlap.safetensors", "README.md")
+HUB_TIMEOUT = 5  # seconds until a silent Hub counts as unreachable and its local cache is used
+MAX_JSON = 16 * 2**20  # bytes of a JSON file that we are willing to parse
+PAD_ROWS_ON_GPU = 128  # rows of the head in multiples of this are faster there, and cost nothing to speak of
+
+# GPT-2's Conv1D keeps these weights as (in, out); torch's Linear, which is what we compute with, as (out, in).
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# Left in some files by other versions and by wrappers: mask buffers, and the tied head stored a second time.
+_IGNORED = re.compile(r"\.attn\.(masked_)?bias$|^lm_head\.weight$")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can not be used, in one sentence with the way out."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a checkpoint lies."""
+
+    directory: Path
+    name: str  # as it was asked for
+    sha: str | None = None  # the Hub commit, None for a local directory
+
+
+def find(source: str | Path) -> Found:
+    """Locate a checkpoint: a directory, a run directory (its best/ is meant), or a Hub id like "user/repo@v1".
+
+    A Hub id is asked of the Hub, then of the Hub's cache on this disk.
+
+    Raises:
+        CheckpointError: where it is in neither place.
+    """
+    name, path = str(source), Path(source)
+    if path.is_dir():
+        if not (path / "config.json").exists() and (path / "best").is_dir():
+            path = path / "best"
+        return Found(path, name)
+    if path.exists():
+        raise CheckpointError(f"{name} is a file; a checkpoint is the directory that holds config.json and {WEIGHTS}.")
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise CheckpointError(f"no checkpoint at {name}: give a directory, or a Hub id like user/repo or user/repo@v1.")
+    return _find_on_hub(name)
+
+
+def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto") -> tuple[GPT, Tokenizer]:
+    """Load the model, ready to generate, and its tokenizer.
+
+    Args:
+        source: as for find().
+        device: "auto", "cpu", "cuda" or "mps".
+        dtype: "auto", "float32", "bfloat16" or "float16".
+
+    Raises:
+        CheckpointError: where the checkpoint is missing, damaged, of another architecture or too large.
+        ValueError: where this machine lacks the device or dtype.
+    """
+    where, what = pick_device(device), inference_dtype(pick_device(device), dtype)
+    directory = find(source).directory
+    config, tokenizer = read_config(directory), _read_tokenizer(directory)
+    if config.vocab_size < tokenizer.vocab_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only {config.vocab_size:,}; "
+            "these files do not belong together."
+        )
+    weights = _open_weights(directory / WEIGHTS, config)
+    # Rows that no token owns are padding by another name: never offered to the sampler.
+    model = _empty_model(replace(config, vocab_size=tokenizer.vocab_size), where, what)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            tensor = weights[name]
+            if name == "transformer.wte.weight":
+                parameter.zero_()
+                parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
+            else:
+                parameter.copy_(tensor.t() if name.endswith(_TRANSPOSED) else tensor)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str = "float32", **provenance: Any) -> None:
+    """Write a checkpoint that transformers and load() open. Other files in the directory are left alone.
+
+    Each file is written under a temporary name, flushed to the disk, then renamed.
+
+    Args:
+        directory: created where it is missing.
+        dtype: how the weights are stored; config.json says float32 all the same, for that is how to compute.
+        provenance: anything JSON can hold; becomes training.json.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
+    try:
+        save_file(_to_file(model, DTYPES[dtype]), stage / WEIGHTS, metadata={"format": "pt"})
+        tokenizer.save(stage)
+        ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
+        _write_json(stage / "config.json", model.config.to_json())
+        _write_json(stage / "generation_config.json", {**ends, "do_sample": True, "temperature": 1.0, "top_k": 50})
+        if provenance:
+            _write_json(stage / "training.json", provenance)
+        for path in sorted(stage.iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, directory / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def read_config(directory: Path) -> GPTConfig:
+    """The checked config.json of a checkpoint directory.
+
+    Raises:
+        CheckpointError: where it is missing, damaged, not a GPT-2 or too large.
+    """
+    try:
+        return GPTConfig.from_json(read_json(Path(directory) / "config.json"))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{directory}/config.json: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Parse one JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: where it is missing, too large or not JSON.
+    """
+    _check_file(path, MAX_JSON)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download or save it again.") from error
+
+
+def json_text(content: Any) -> str:
+    """How checkpoints write JSON: indented, UTF-8, ending in a newline."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _find_on_hub(name: str) -> Found:
+    # Imported here: it takes half a second that a local checkpoint need not wait for.
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import httpx
+
+    repo_id, _, revision = name.partition("@")
+    cause: Exception
+    try:
+        info = HfApi().model_info(repo_id, revision=revision or None, timeout=HUB_TIMEOUT)
+        if WEIGHTS not in {file.rfilename for file in info.siblings or []}:
+            raise CheckpointError(f"{name} on the Hub has no {WEIGHTS}; only safetensors checkpoints are opened.")
+        path = snapshot_download(repo_id, revision=info.sha, allow_patterns=list(HUB_FILES))
+        return Found(Path(path), name, info.sha)
+    except (OSError, httpx.HTTPError) as error:
+        cause = error
+    except CheckpointError:
+        raise
+    except ValueError as error:  # the Hub client's own check of the name
+        raise CheckpointError(f"{name!r} is not a valid Hub id: {error}") from error
+    try:
+        path = snapshot_download(repo_id, revision=revision or None, local_files_only=True)
+    except OSError:
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"no directory {name!r} here, and {repo_id} could not be had from the Hugging Face Hub nor from its "
+            f"cache on this disk ({reason}). Check the name, the network and, for a private repo, HF_TOKEN."
+        ) from cause
+    return Found(Path(path), name, Path(path).name)
+
+
+def _check_file(path: Path, max_bytes: int | None = None) -> None:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}, so it is not a whole checkpoint: it needs {', '.join(NEEDED)}."
+        )
+    if max_bytes is not None and path.stat().st_size > max_bytes:
+        raise CheckpointError(f"{path} is larger than {max_bytes / 2**20:.0f} MB; that is no {path.name}.")
+    with path.open("rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise CheckpointError(
+                f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull`, or download it from the Hub."
+            )
+
+
+def _read_tokenizer(directory: Path) -> Tokenizer:
+    for name in ("vocab.json", "merges.txt"):
+        _check_file(directory / name)
+    try:
+        return Tokenizer.from_directory(directory)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the tokenizer of {directory} can not be used: {error}") from error
+
+
+class _Weights:
+    """The tensors of a safetensors file under our names, read one at a time."""
+
+    def __init__(self, file, names: dict[str, str]):
+        self._file, self._names = file, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(self._names[name])
+
+
+def _open_weights(path: Path, config: GPTConfig) -> _Weights:
+    """Check names and shapes against config before a single weight is read."""
+    _check_file(path)
+    with torch.device("meta"):
+        expected = {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
+    try:
+        file = safe_open(path, framework="pt")
+        names = {}
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            name = key.removeprefix("_orig_mod.").removeprefix("module.")
+            if not _IGNORED.search(name):
+                names[name if name.startswith("transformer.") else f"transformer.{name}"] = key
+        missing, unexpected = sorted(expected.keys() - names), sorted(names.keys() - expected.keys())
+        if missing or unexpected:
+            raise CheckpointError(
+                f"{path} does not match its config.json: {len(missing)} tensors missing ({_some(missing)}), "
+                f"{len(unexpected)} unexpected ({_some(unexpected)})."
+            )
+        for name, key in names.items():
+            part = file.get_slice(key)
+            shape = tuple(part.get_shape())
+            if (shape[::-1] if name.endswith(_TRANSPOSED) else shape) != expected[name]:
+                raise CheckpointError(f"{path}: {key} has shape {list(shape)}, which config.json does not allow.")
+            if part.get_dtype() not in ("F32", "F16", "BF16", "F64"):
+                raise CheckpointError(f"{path}: {key} holds {part.get_dtype()} numbers; expected floating point.")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); download or save it again.") from error
+    return _Weights(file, names)
+
+
+def _empty_model(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> GPT:
+    with torch.device("meta"):
+        model = GPT(config, pad_vocab_to=PAD_ROWS_ON_GPU if device.type == "cuda" else 1)
+    try:
+        return model.to(dtype).to_empty(device=device)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"not enough memory on {device} for {config.n_parameters / 1e6:,.0f} million parameters."
+        ) from error
+
+
+def _to_file(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().to("cpu", dtype)
+        if name == "transformer.wte.weight":
+            tensor = tensor[: model.config.vocab_size]
+        tensors[name] = (tensor.t() if name.endswith(_TRANSPOSED) else tensor).contiguous()
+    return tensors
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json_text(content), encoding="utf-8", newline="\n")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"

@@ -1,0 +1,146 @@
+"""The only file that asks about hardware: which device there is, and which number format suits it.
+
+Answers are plain values; nothing is decided at import. Knows nothing of models or text.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How to compute, and why: the sentence is printed and recorded."""
+
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called name ("auto", "cpu", "cuda", "cuda:1", "mps"); auto takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: where this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; choose auto, cpu, cuda or mps.") from None
+    there = {
+        "cpu": lambda: True,
+        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available,
+    }
+    if device.type not in there:
+        raise ValueError(f"unknown device {name!r}; choose auto, cpu, cuda or mps.")
+    if not there[device.type]():
+        raise ValueError(f"this machine (or this build of PyTorch) has no device {name!r}; use auto or cpu.")
+    return device
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run on hardware. torch.cuda.is_bf16_supported() says yes on a T4, which emulates
+    them several times slower, and so does a CPU without AMX or avx512_bf16 (measured: four times slower)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        flags = _cpu_flags()
+        return "amx_bf16" in flags or "avx512_bf16" in flags
+    return False
+
+
+def training_precision(device: torch.device, name: str = "auto") -> Precision:
+    """What autocast should use while training.
+
+    Raises:
+        ValueError: for an unknown name, or float16 where there is no GradScaler for it.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise ValueError(f"unknown dtype {name!r}; choose auto, {', '.join(DTYPES)}.")
+        if name == "float16" and device.type != "cuda":
+            raise ValueError("float16 training needs a CUDA device; use --dtype float32 here.")
+        return Precision(DTYPES[name], "as asked")
+    if has_native_bfloat16(device):
+        return Precision(torch.bfloat16, f"native on {describe(device)}")
+    if device.type == "cuda":
+        return Precision(torch.float16, f"{describe(device)} has no native bfloat16; gradients are scaled")
+    return Precision(torch.float32, f"{describe(device)} has no fast half precision for training")
+
+
+def inference_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
+    """What to load weights as for generating. auto: float32 on the CPU and MPS, half precision on a GPU.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if has_native_bfloat16(device) else torch.float16
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; choose auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile pays by default: on CUDA GPUs new enough for Triton. On two CPU cores it gained nothing."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def prepare(device: torch.device) -> None:
+    """Process-wide settings for heavy work; an entry point calls it once.
+
+    The CPU gets as many threads as it has usable cores (in a container, PyTorch counts the machine's), and float32
+    matrix products on a GPU may use TensorFloat-32, as in every GPT-2 training since 2020.
+    """
+    torch.set_num_threads(usable_cores())
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def describe(device: torch.device) -> str:
+    """The hardware's name in a few words, for records and sentences."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    return f"{_cpu_name()}, {usable_cores()} cores"
+
+
+def usable_cores() -> int:
+    """CPU cores this process may run on, which in a container is often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpuinfo(field: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == field:
+                return value.strip()
+    return ""
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags").split())
+
+
+def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()

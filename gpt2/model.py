@@ -1,0 +1,196 @@
+"""GPT-2, the whole network: token ids in, logits or a loss out.
+
+The names are those of GPT-2's own checkpoints (wte, wpe, h.0.attn.c_attn, ...), so saving one for transformers
+only transposes. Knows nothing of text, sampling, files or training schedules.
+
+Language Models are Unsupervised Multitask Learners, Radford et al., 2019.
+
+Shapes: B batch, T time (tokens), C channels (n_embd), nh heads, hs head size (C / nh), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.cache import KVCache
+from gpt2.config import GPTConfig
+
+IGNORE = -1  # a target that is not scored
+# Positions whose logits exist at the same time during training: 2,048 x 50,304 in float32 are 0.4 GB, where
+# all 16 x 1,024 of a GPT-2 batch would be 3.3 GB.
+LOSS_CHUNK = 2048
+
+
+class CausalSelfAttention(nn.Module):
+    """Every token gathers from itself and from those before it."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split(C, dim=2)  # 3 x (B, T, C)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)  # (B, nh, S, hs)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,  # counts from the top left: right only where nothing was cached before
+        )
+        y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    """Every token thinks for itself."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each added to the stream (pre-norm)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), layer, cache, mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """GPT-2 with a tied head: the token embedding also scores the next token.
+
+    Args:
+        config: the sizes.
+        pad_vocab_to: round the rows of the embedding up to a multiple of this. 128 makes the head's matrix
+            product faster on GPUs (50257 -> 50304). The extra rows never leave the model: logits, losses and
+            checkpoints have config.vocab_size entries.
+    """
+
+    def __init__(self, config: GPTConfig, pad_vocab_to: int = 1):
+        super().__init__()
+        self.config = config
+        rows = math.ceil(config.vocab_size / pad_vocab_to) * pad_vocab_to
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(rows, config.n_embd),
+            "wpe": nn.Embedding(config.block_size, config.n_embd),
+            "drop": nn.Dropout(config.dropout),
+            "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            "ln_f": nn.LayerNorm(config.n_embd, eps=1e-5),
+        })
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> GPT:
+        """Draw fresh weights as GPT-2 did: N(0, 0.02), biases 0, and the projections that end in the residual
+        stream scaled by 1/sqrt(2 n_layer), for 2 n_layer of them add up there."""
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                p.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer), generator=generator)
+            elif p.dim() > 1:
+                p.normal_(0.0, 0.02, generator=generator)
+            elif name.endswith("weight"):
+                p.fill_(1.0)  # layer norms
+            else:
+                p.zero_()
+        return self
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Score the next token at every position.
+
+        Args:
+            idx: token ids, (B, T) int64, T at most config.block_size.
+            targets: the ids that should come next, (B, T) int64, -1 where none is scored.
+            cache: keys and values of what came before; idx continues each row from its position.
+
+        Returns:
+            (logits (B, T, V), None) plainly; (logits of the last position (B, 1, V), None) with a cache;
+            (None, mean loss in nats) with targets, computed without ever holding all the logits.
+        """
+        B, T = idx.shape
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens are more than block_size={self.config.block_size}; give the last ones only.")
+        if cache is None:
+            mask, pos = None, torch.arange(T, device=idx.device)  # (T,)
+        else:
+            mask, pos = cache.mask(T), cache.positions(T).to(idx.device)  # (B, T)
+            mask = None if mask is None else mask.to(idx.device)
+
+        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
+        x = self.transformer.drop(x)
+        for layer, block in enumerate(self.transformer.h):
+            x = block(x, layer, cache, mask)
+        if cache is not None:
+            cache.advance(T)
+            x = x[:, -1:]  # (B, 1, C)
+        x = self.transformer.ln_f(x)
+
+        head = self.transformer.wte.weight  # (rows, C)
+        if targets is not None:
+            return None, chunked_cross_entropy(x.flatten(0, 1), head, targets.flatten(), self.config.vocab_size)
+        return F.linear(x, head)[..., : self.config.vocab_size], None
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of x @ head.T, chunk by chunk; the gradients are taken on the way, while the logits
+    of the chunk still exist, so that nothing of size (N, V) is ever kept. Ordinary ops only: autocast,
+    torch.compile and DistributedDataParallel see nothing unusual."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, head: Tensor, targets: Tensor, vocab_size: int, with_grad: bool) -> Tensor:
+        total = x.new_zeros((), dtype=torch.float32)
+        grad_x = torch.zeros_like(x) if with_grad else None
+        grad_head = torch.zeros_like(head) if with_grad else None
+        n = (targets != IGNORE).sum().clamp(min=1)
+        for start in range(0, x.size(0), LOSS_CHUNK):
+            rows = slice(start, start + LOSS_CHUNK)
+            x_chunk, y = x[rows], targets[rows]
+            logits = F.linear(x_chunk, head).float()  # (n, rows of head)
+            logits[:, vocab_size:] = -math.inf  # padding can not be predicted, and learns nothing
+            total = total + F.cross_entropy(logits, y, ignore_index=IGNORE, reduction="sum")
+            if with_grad:
+                scored = (y != IGNORE).unsqueeze(1)
+                p = logits.softmax(dim=1)
+                p.scatter_add_(1, y.clamp(min=0).unsqueeze(1), -torch.ones_like(p[:, :1]))  # softmax - one-hot
+                p = (p * scored).to(x.dtype)
+                grad_x[rows] = torch.mm(p, head)  # (n, C)
+                grad_head += torch.mm(p.t(), x_chunk)  # (rows of head, C)
+        if with_grad:
+            ctx.save_for_backward(grad_x / n, grad_head / n)
+        return total / n
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad_x, grad_head = ctx.saved_tensors
+        return grad_x * grad, grad_head * grad, None, None, None
+
+
+def chunked_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """Mean negative log-likelihood in nats of targets (N,) under softmax(x @ head.T), x (N, C), head (rows, C)."""
+    return _ChunkedCrossEntropy.apply(x, head, targets, vocab_size, torch.is_grad_enabled())

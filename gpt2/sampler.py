@@ -1,0 +1,220 @@
+"""Turn logits into text, one token at a time: the filters, the draw, the loop.
+
+Works on token ids; text only at the edges. The filters are transformers' logits processors, in its order.
+Knows nothing of files, of who reads the text, or of the page.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gpt2.cache import KVCache
+from gpt2.model import GPT
+from gpt2.tokenizer import TextStream, Tokenizer
+
+StopReason = Literal["length", "end-of-text", "deadline", "cancelled"]
+MAX_NEW_TOKENS = 100_000  # a bound on nonsense, not on use: any length up to it works
+MAX_SEED = 2**63 - 1  # what torch.Generator accepts
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose each next token.
+
+    Raises:
+        ValueError: naming the value that is out of range.
+    """
+
+    max_new_tokens: int = 200
+    temperature: float = 1.0  # below 1 sharpens the distribution, above 1 flattens it; 0 always takes the likeliest
+    top_k: int = 50  # keep the k likeliest tokens; 0 keeps all
+    top_p: float = 1.0  # keep the likeliest tokens that together have this probability; 1 keeps all
+    min_p: float = 0.0  # keep tokens at least this fraction as likely as the likeliest; 0 keeps all
+    repetition_penalty: float = 1.0  # above 1 makes tokens that are already in the text less likely
+    seed: int | None = None  # the same seed gives the same text; None draws a fresh one
+    deadline: float | None = None  # seconds after which to stop, however many tokens there are
+
+    def __post_init__(self):
+        _whole("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
+        _number("temperature", self.temperature, 0, 100)
+        _whole("top_k", self.top_k, 0, 10**9)
+        _number("top_p", self.top_p, 0, 1)
+        _number("min_p", self.min_p, 0, 1)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        if self.top_p == 0:
+            raise ValueError("top_p=0 would keep no token; use a small number, or temperature=0 for the likeliest.")
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, MAX_SEED)
+        if self.deadline is not None:
+            _number("deadline", self.deadline, 0, 10**6)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a generation did; the value that generate() returns when it ends."""
+
+    stop_reason: StopReason
+    new_ids: tuple[int, ...]
+    seed: int  # the seed in effect: passing it again repeats the text
+    dropped: int = 0  # tokens at the start of the prompt that did not fit into the model's window
+
+
+def filter_chain(params: SamplingParams, seen: Sequence[int]) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
+    """The filters that params switch on, in order, each (name, logits (V,) -> logits (V,)). What a filter removes
+    becomes -inf.
+
+    Args:
+        seen: ids of the text so far, for the repetition penalty (Keskar et al., 2019).
+    """
+    chain: list[tuple[str, Callable[[Tensor], Tensor]]] = []
+    if params.repetition_penalty != 1:
+        chain.append(("repetition_penalty", lambda x: _penalise(x, seen, params.repetition_penalty)))
+    if params.temperature == 0:
+        return [*chain, ("greedy", lambda x: _keep(x, x == x.max()))]
+    if params.temperature != 1:
+        chain.append(("temperature", lambda x: x / params.temperature))
+    if params.top_k:
+        chain.append(("top_k", lambda x: _keep(x, x >= x.topk(min(params.top_k, x.numel())).values[-1])))
+    if params.top_p < 1:
+        chain.append(("top_p", lambda x: _nucleus(x, params.top_p)))
+    if params.min_p:
+        chain.append(("min_p", lambda x: _above_fraction(x, params.min_p)))
+    return chain
+
+
+def draw(probabilities: Tensor, u: float) -> int:
+    """The id whose slice of [0, 1), laid out in the order of ids, holds u."""
+    cdf = probabilities.double().cumsum(0)  # float64: 50,257 float32 terms would lose the small ones
+    return int(torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=len(cdf) - 1))
+
+
+def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generator: torch.Generator) -> int:
+    """Choose the next id.
+
+    Args:
+        logits: scores of all ids, (V,).
+        seen: ids of the text so far.
+        generator: this request's own source of randomness; one number is taken from it, none when greedy.
+
+    Raises:
+        ValueError: where the logits are not finite, so the checkpoint is broken.
+    """
+    # On the CPU and in float32: one random stream whatever the device, and half precision would tie logits.
+    logits = logits.float().cpu()
+    if not logits.isfinite().all():
+        raise ValueError("the model's output is not finite (NaN or infinity): this checkpoint is damaged; use another.")
+    for _, apply in filter_chain(params, seen):
+        logits = apply(logits)
+    if params.temperature == 0:
+        return int(logits.argmax())
+    u = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return draw(logits.softmax(0), u)
+
+
+def prompt_ids(model: GPT, tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Ids of a prompt; an empty one starts from the model's bos_token_id."""
+    return tokenizer.encode(prompt) or [model.config.bos_token_id]
+
+
+def stream_ids(model: GPT, ids: Sequence[int], params: SamplingParams, seed: int) -> Generator[int, None, StopReason]:
+    """Yield new ids after ids, any number of them; return why it ended. Runs under the caller's inference mode.
+
+    When the model's window is full, its last half is read again and the text goes on from there: learned
+    positions can not slide, and reading a full window again for every token would be block_size times slower.
+    """
+    started = time.monotonic()
+    block_size = model.config.block_size
+    weight = model.transformer.wte.weight
+    generator = torch.Generator().manual_seed(seed)
+    cache = KVCache(model.config, 1, weight.device, weight.dtype)
+    text = list(ids)
+    unread = text[-block_size:]
+    for _ in range(params.max_new_tokens):
+        if params.deadline is not None and time.monotonic() - started >= params.deadline:
+            return "deadline"
+        if cache.pos[0] + len(unread) > block_size:
+            cache.reset()
+            unread = text[-(block_size // 2 or 1) :]
+        logits, _ = model(torch.tensor([unread], device=weight.device), cache=cache)  # (1, 1, V)
+        idx = sample(logits[0, -1], params, text, generator)
+        if idx == model.config.eos_token_id:
+            return "end-of-text"
+        text.append(idx)
+        unread = [idx]
+        yield idx
+    return "length"
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT, tokenizer: Tokenizer, prompt: str, params: SamplingParams | None = None
+) -> Generator[str, None, Outcome]:
+    """Yield the continuation of prompt in pieces of text, as it is written; return an Outcome at the end.
+
+    A plain generator: take as much as you like, close() it at any time. Inference mode is a decorator and not a
+    `with` around the yield, because it is a property of the thread, and each piece may be asked for by another.
+
+    Args:
+        prompt: where to go on from; "" starts a new text. Only its last block_size tokens are read.
+        params: SamplingParams() where not given.
+    """
+    params = params or SamplingParams()
+    seed = secrets.randbelow(2**31) if params.seed is None else params.seed
+    ids = prompt_ids(model, tokenizer, prompt)
+    text = TextStream(tokenizer)
+    new_ids: list[int] = []
+    stream = stream_ids(model, ids, params, seed)
+    while True:
+        try:
+            idx = next(stream)
+        except StopIteration as end:
+            stop_reason = end.value
+            break
+        new_ids.append(idx)
+        if piece := text.push(idx):
+            yield piece
+    if piece := text.end():
+        yield piece
+    return Outcome(stop_reason, tuple(new_ids), seed, max(0, len(ids) - model.config.block_size))
+
+
+def _keep(logits: Tensor, kept: Tensor) -> Tensor:
+    return logits.masked_fill(~kept, -math.inf)
+
+
+def _penalise(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    ids = torch.tensor(sorted(set(seen)), dtype=torch.long)
+    picked = logits[ids]
+    return logits.index_put((ids,), torch.where(picked < 0, picked * penalty, picked / penalty))
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Top-p: the smallest set of likeliest tokens with this much probability (Holtzman et al., 2020)."""
+    ascending, order = logits.sort()
+    removed = ascending.softmax(0).cumsum(0) <= 1 - top_p
+    removed[-1] = False  # the likeliest always stays
+    return logits.masked_fill(torch.zeros_like(removed).scatter(0, order, removed), -math.inf)
+
+
+def _above_fraction(logits: Tensor, min_p: float) -> Tensor:
+    """Min-p: a threshold that scales with the likeliest token (Nguyen et al., 2024)."""
+    p = logits.softmax(0)
+    return _keep(logits, (p >= min_p * p.max()) | (p == p.max()))
+
+
+def _whole(name: str, value, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r} must be a whole number from {low} to {high:,}.")
+
+
+def _number(name: str, value, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r} must be a number from {low:g} to {high:g}.")

@@ -1,0 +1,239 @@
+"""Text to token ids and back: byte-level BPE as GPT-2 does it, over tiktoken.
+
+A vocabulary is its merges: 256 bytes in GPT-2's order, one id per merge, then <|endoftext|>. The files are
+transformers' (vocab.json, merges.txt, tokenizer.json). Needs no network. Knows nothing of models or
+checkpoints; how a vocabulary is learned from a text is train/vocabulary.py's business.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tiktoken
+
+ENDOFTEXT = "<|endoftext|>"
+GPT2_MERGES = Path(__file__).with_name("vocab.bpe")
+GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # as tiktoken publishes it
+
+# GPT-2's splitting rule in the form tiktoken runs fastest: contractions, then words, numbers and punctuation with
+# at most one leading space, then white space.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+MAX_FILE = 64 * 2**20  # bytes of a tokenizer file that we are willing to parse; GPT-2's largest is 2 MB
+
+
+def byte_alphabet() -> dict[int, str]:
+    """Byte -> the visible character that stands for it in vocab.json and merges.txt, in the order of GPT-2's ids.
+
+    Bytes that print as one character stand for themselves; the other 68 take the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(0x100 + i) for i, b in enumerate(hidden)}
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary; any text survives encode and decode unchanged.
+
+    Args:
+        merges: pairs of byte strings in the order they were learned.
+        ids: id of every token, where a checkpoint numbers them in another order than bytes, merges, endoftext.
+
+    Raises:
+        ValueError: where a byte has no id, ids have gaps, or do not rise with the merges (tiktoken merges by id).
+    """
+
+    def __init__(self, merges: Sequence[tuple[bytes, bytes]], ids: dict[bytes, int] | None = None):
+        self.merges = list(merges)
+        if ids is None:
+            ids = {bytes([b]): i for i, b in enumerate(byte_alphabet())}
+            for left, right in self.merges:
+                ids.setdefault(left + right, len(ids))
+            endoftext = len(ids)
+        else:
+            gaps = set(range(len(ids) + 1)) - set(ids.values())  # exactly one is left: <|endoftext|>'s
+            if len(gaps) != 1:
+                raise ValueError(
+                    "the vocabulary's ids must run from 0 without gaps, <|endoftext|> included."
+                )
+            (endoftext,) = gaps
+        _check(self.merges, ids)
+        self.endoftext = endoftext
+        self._encoding = tiktoken.Encoding(
+            "checkpoint", pat_str=PATTERN, mergeable_ranks=ids, special_tokens={ENDOFTEXT: endoftext}
+        )
+        self._ids = ids
+
+    @classmethod
+    def gpt2(cls) -> Tokenizer:
+        """GPT-2's own 50,257 tokens, from the merges table beside this file (verified, no network)."""
+        data = GPT2_MERGES.read_bytes()
+        if hashlib.sha256(data).hexdigest() != GPT2_MERGES_SHA256:
+            raise ValueError(f"{GPT2_MERGES} is damaged (its sha256 is not the published one); reinstall the project.")
+        return cls(_parse_merges(data.decode("utf-8"), GPT2_MERGES))
+
+    @classmethod
+    def from_directory(cls, directory: Path | str) -> Tokenizer:
+        """Read vocab.json and merges.txt of a checkpoint.
+
+        Raises:
+            FileNotFoundError: where one of them is missing.
+            ValueError: where they are damaged or are not a byte-level BPE.
+        """
+        directory = Path(directory)
+        vocab = json.loads(_read(directory / "vocab.json"))
+        if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+            raise ValueError(f"{directory / 'vocab.json'} must map tokens to whole numbers.")
+        if vocab.pop(ENDOFTEXT, None) is None:
+            raise ValueError(f"{directory / 'vocab.json'} has no {ENDOFTEXT}.")
+        merges = _parse_merges(_read(directory / "merges.txt"), directory / "merges.txt")
+        byte_of = {char: b for b, char in byte_alphabet().items()}
+        try:
+            return cls(merges, {_to_bytes(token, byte_of): i for token, i in vocab.items()})
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+
+    def save(self, directory: Path | str) -> None:
+        """Write the files that transformers' AutoTokenizer and our from_directory read."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        char_of = byte_alphabet()
+
+        def visible(token: bytes) -> str:
+            return "".join(char_of[b] for b in token)
+
+        vocab = {visible(token): i for token, i in self._ids.items()} | {ENDOFTEXT: self.endoftext}
+        vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
+        merges = [f"{visible(left)} {visible(right)}" for left, right in self.merges]
+        marker = {"content": ENDOFTEXT, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        fast = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": self.endoftext, **marker, "special": True}],
+            "normalizer": None,
+            "pre_tokenizer": byte_level,
+            "post_processor": {**byte_level, "trim_offsets": False},
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": vocab,
+                "merges": [merge.split(" ") for merge in merges],
+            },
+        }
+        settings = {
+            "tokenizer_class": "GPT2Tokenizer",
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "bos_token": ENDOFTEXT,
+            "eos_token": ENDOFTEXT,
+            "unk_token": ENDOFTEXT,
+            "added_tokens_decoder": {str(self.endoftext): {**marker, "special": True}},
+        }
+        for name, content in {
+            "vocab.json": json.dumps(vocab, ensure_ascii=False),
+            "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
+            "tokenizer.json": json.dumps(fast, ensure_ascii=False),
+            "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        }.items():
+            (directory / name).write_text(content, encoding="utf-8", newline="\n")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, <|endoftext|> included."""
+        return len(self._ids) + 1
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the vocabulary: two tokenizers with the same one give the same ids."""
+        lines = sorted((i, token.hex()) for token, i in self._ids.items())
+        return hashlib.sha256(json.dumps([lines, self.endoftext]).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. A literal <|endoftext|> in it is ordinary text: users can not forge the marker."""
+        # Lone surrogates (half an emoji from a broken JSON escape) have no UTF-8 form; they become U+FFFD.
+        return self._encoding.encode_ordinary(text.encode("utf-8", "replace").decode("utf-8"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: where an id is not in the vocabulary.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, idx: int) -> bytes:
+        """The bytes that one id stands for; those of "<|endoftext|>" for the marker."""
+        if not 0 <= idx < self.vocab_size:
+            raise ValueError(f"token id {idx} is not in this vocabulary of {self.vocab_size:,}.")
+        return self._encoding.decode_single_token_bytes(idx)
+
+
+class TextStream:
+    """Turns ids that arrive one by one into text, holding back bytes until their character is complete: one emoji
+    can be four tokens. The pieces, joined, are what decode() makes of all the ids."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, idx: int) -> str:
+        """Add one id; return the text that became certain, often "" in the middle of a character."""
+        return self._decoder.decode(self._tokenizer.token_bytes(idx))
+
+    def end(self) -> str:
+        """Return what is still held back; U+FFFD for half a character."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _read(path: Path) -> str:
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError(f"{path} is larger than {MAX_FILE / 2**20:.0f} MB; that is no tokenizer file.")
+    return path.read_text(encoding="utf-8")
+
+
+def _to_bytes(token: str, byte_of: dict[str, int]) -> bytes:
+    try:
+        return bytes(byte_of[char] for char in token)
+    except KeyError as error:
+        raise ValueError(f"token {token!r} is not written in GPT-2's byte alphabet.") from error
+
+
+def _parse_merges(text: str, path: Path) -> list[tuple[bytes, bytes]]:
+    byte_of = {char: b for b, char in byte_alphabet().items()}
+    merges = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise ValueError(f"{path}, line {number}: expected two tokens and one space, found {line[:40]!r}.")
+        merges.append((_to_bytes(pair[0], byte_of), _to_bytes(pair[1], byte_of)))
+    return merges
+
+
+def _check(merges: list[tuple[bytes, bytes]], ids: dict[bytes, int]) -> None:
+    absent = [b for b in range(256) if bytes([b]) not in ids]
+    if absent:
+        raise ValueError(f"the vocabulary lacks {len(absent)} of the 256 bytes (the first is {absent[0]}).")
+    last = -1
+    for left, right in merges:
+        merged = ids.get(left + right, -1)
+        if left not in ids or right not in ids or merged <= last:
+            raise ValueError(f"the ids do not rise with the merges (at {left!r} + {right!r}).")
+        last = merged
+    if len(merges) != len(ids) - 256:
+        raise ValueError(f"{len(ids) - 256} merged tokens, but {len(merges)} merges.")

@@ -1,0 +1,711 @@
+"""gpt2/checkpoint.py: transformers' own directory, written whole or not at all, and trusted in nothing."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
+
+import gpt2
+from gpt2 import CheckpointError, SamplingParams, checkpoint
+from gpt2.checkpoint import HUB_FILES, NEEDED, WEIGHTS
+
+FILES = {
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training.json",
+    "vocab.json",
+}
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daa\nsize 2\n"
+
+
+@pytest.fixture
+def directory(tiny_checkpoint, tmp_path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture
+def other_model(make_model, tiny_model) -> gpt2.GPT:
+    return make_model(tiny_model.config, seed=1)
+
+
+def refusal(source, **kwargs) -> str:
+    """The sentence with which load() refuses."""
+    with pytest.raises(CheckpointError) as error:
+        gpt2.load(source, **kwargs)
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+    assert len(sentence) < 600
+    return sentence
+
+
+def same_weights(a: gpt2.GPT, b: gpt2.GPT) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+
+
+def edit_config(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(fields), encoding="utf-8")
+
+
+def edit_weights(directory: Path, edit: Callable[[dict], dict]) -> None:
+    tensors = edit(load_file(directory / WEIGHTS))
+    save_file({name: t.contiguous() for name, t in tensors.items()}, directory / WEIGHTS, metadata={"format": "pt"})
+
+
+# What is saved is what is loaded
+
+
+def test_what_was_saved_is_loaded_to_the_bit(tiny_model, tiny_tokenizer, tiny_checkpoint):
+    model, tokenizer = gpt2.load(tiny_checkpoint)
+    assert same_weights(model, tiny_model)
+    assert model.config == tiny_model.config
+    assert tokenizer.sha256 == tiny_tokenizer.sha256
+
+
+def test_a_loaded_model_is_ready_to_generate(tiny_checkpoint):
+    model, _ = gpt2.load(tiny_checkpoint)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_checkpoint_has_these_files(tiny_checkpoint):
+    assert {path.name for path in tiny_checkpoint.iterdir()} == FILES
+
+
+def test_the_weights_have_the_names_and_orientation_of_gpt2(tiny_model, tiny_checkpoint):
+    stored = load_file(tiny_checkpoint / WEIGHTS)
+    assert stored.keys() == tiny_model.state_dict().keys()
+    assert stored["transformer.h.0.attn.c_attn.weight"].shape == (32, 96)
+    assert torch.equal(stored["transformer.h.1.mlp.c_proj.weight"], tiny_model.transformer.h[1].mlp.c_proj.weight.T)
+
+
+def test_float16_storage_halves_the_file_and_rounds_the_weights_once(tiny_model, tiny_tokenizer, tmp_path):
+    for dtype in ("float32", "float16"):
+        gpt2.save(tmp_path / dtype, tiny_model, tiny_tokenizer, dtype=dtype)
+    sizes = [(tmp_path / dtype / WEIGHTS).stat().st_size for dtype in ("float16", "float32")]
+    assert sizes[0] < 0.55 * sizes[1]
+    model, _ = gpt2.load(tmp_path / "float16", dtype="float32")
+    for name, p in tiny_model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], p.half().float()), name
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "float16").dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_loaded_as_the_dtype_asked_for(tiny_model, tiny_checkpoint, dtype):
+    model, _ = gpt2.load(tiny_checkpoint, dtype=dtype)
+    expected = getattr(torch, dtype)
+    for name, p in model.state_dict().items():
+        assert torch.equal(p, tiny_model.state_dict()[name].to(expected)), name
+
+
+@pytest.mark.parametrize("argument", [{"device": "tpu"}, {"device": "gpu:zero"}, {"dtype": "int3"}])
+def test_an_unknown_device_or_dtype_is_refused(tiny_checkpoint, argument):
+    with pytest.raises(ValueError, match="choose auto"):
+        gpt2.load(tiny_checkpoint, **argument)
+
+
+def test_provenance_becomes_training_json(tiny_model, tiny_tokenizer, tmp_path):
+    gpt2.save(tmp_path, tiny_model, tiny_tokenizer, corpus=[{"name": "\u65e5\u672c", "sha256": "00"}], steps=7)
+    training = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
+    assert training == {"corpus": [{"name": "\u65e5\u672c", "sha256": "00"}], "steps": 7}
+
+
+def test_padded_rows_stay_out_of_the_file(make_model, tiny_model, tiny_tokenizer, tmp_path):
+    padded = make_model(tiny_model.config, pad_vocab_to=128)
+    gpt2.save(tmp_path, padded, tiny_tokenizer)
+    assert load_file(tmp_path / WEIGHTS)["transformer.wte.weight"].shape == (263, 32)
+    idx = torch.arange(10)[None]
+    torch.testing.assert_close(gpt2.load(tmp_path)[0](idx)[0], padded(idx)[0])
+
+
+def test_a_compiled_model_leaves_no_prefix_in_the_file(tiny_model, tiny_tokenizer, tiny_checkpoint, tmp_path):
+    compiled = torch.compile(tiny_model)
+    assert all(name.startswith("_orig_mod.") for name in compiled.state_dict())
+    gpt2.save(tmp_path, compiled, tiny_tokenizer)
+    assert (tmp_path / WEIGHTS).read_bytes() == (tiny_checkpoint / WEIGHTS).read_bytes()
+
+
+# transformers reads ours, we read transformers'
+
+
+def test_transformers_goes_on_with_the_same_50_tokens(make_model, tiny_tokenizer, tmp_path):
+    config = gpt2.GPTConfig(block_size=64, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=32)
+    gpt2.save(tmp_path, make_model(config, seed=3), tiny_tokenizer)
+    model, tokenizer = gpt2.load(tmp_path)
+    params = SamplingParams(max_new_tokens=50, temperature=0)
+    ours = "".join(gpt2.generate(model, tokenizer, "the land", params))
+
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    their_tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    prompt = their_tokenizer("the land", return_tensors="pt")
+    ids = theirs.generate(**prompt, max_new_tokens=50, do_sample=False, top_k=None)[0, prompt["input_ids"].size(1) :]
+    assert len(ids) == 50
+    assert their_tokenizer.decode(ids) == ours
+
+
+def test_transformers_finds_no_weight_missing_or_left_over(tiny_checkpoint):
+    _, report = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> GPT2LMHeadModel:
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    sizes = {"n_positions": 16, "vocab_size": 263, "n_layer": 2, "n_head": 2, "n_embd": 32, "initializer_range": 0.3}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=262, eos_token_id=262)).eval()
+    torch.set_rng_state(torch_state)
+    return model
+
+
+def assert_same_logits(model: gpt2.GPT, theirs: GPT2LMHeadModel) -> None:
+    idx = torch.randint(263, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(idx)[0], theirs(idx).logits[..., : model.config.vocab_size], rtol=1e-4, atol=1e-4)
+
+
+def test_we_read_what_transformers_saved(theirs, tiny_tokenizer, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    tiny_tokenizer.save(tmp_path)
+    assert_same_logits(gpt2.load(tmp_path)[0], theirs)
+
+
+def test_we_read_a_directory_that_transformers_wrote_alone(theirs, tiny_checkpoint, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path)
+    model, tokenizer = gpt2.load(tmp_path)
+    assert_same_logits(model, theirs)
+    assert tokenizer.sha256 == gpt2.load(tiny_checkpoint)[1].sha256
+
+
+def test_we_read_keys_without_the_transformer_prefix(theirs, tiny_tokenizer, tmp_path):
+    """As GPT2Model saves them, and as gpt2 itself lies on the Hub."""
+    bare = GPT2Model(theirs.config)
+    bare.load_state_dict(theirs.transformer.state_dict())
+    bare.save_pretrained(tmp_path)
+    assert "wte.weight" in load_file(tmp_path / WEIGHTS)
+    tiny_tokenizer.save(tmp_path)
+    assert_same_logits(gpt2.load(tmp_path)[0], theirs)
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("transformer", ["transformer.", ""])
+def test_we_read_the_keys_that_wrappers_leave(directory, tiny_model, prefix, transformer):
+    def rename(tensors):
+        return {prefix + name.replace("transformer.", transformer): t for name, t in tensors.items()}
+
+    edit_weights(directory, rename)
+    assert same_weights(gpt2.load(directory)[0], tiny_model)
+
+
+@pytest.mark.parametrize("transformer", ["transformer.", ""])
+def test_mask_buffers_and_a_second_head_are_passed_over(directory, tiny_model, transformer):
+    def add(tensors):
+        tensors = {name.replace("transformer.", transformer): t for name, t in tensors.items()}
+        for layer in range(2):
+            tensors[f"{transformer}h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16)
+            tensors[f"{transformer}h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+        return {**tensors, "lm_head.weight": tensors[f"{transformer}wte.weight"].clone()}
+
+    edit_weights(directory, add)
+    assert same_weights(gpt2.load(directory)[0], tiny_model)
+
+
+def more_rows(directory: Path, rows: int, **config) -> None:
+    """As a checkpoint that was saved with its padding: more rows than the tokenizer has tokens, and likely ones."""
+
+    def pad(tensors):
+        wte = tensors["transformer.wte.weight"]
+        loud = torch.full((rows - len(wte), wte.size(1)), 5.0)
+        return {**tensors, "transformer.wte.weight": torch.cat([wte, loud])}
+
+    edit_weights(directory, pad)
+    edit_config(directory, vocab_size=rows, **config)
+
+
+def test_rows_that_no_token_owns_are_never_sampled(directory, tiny_tokenizer):
+    more_rows(directory, 320)
+    model, tokenizer = gpt2.load(directory)
+    assert model.config.vocab_size == 263
+    assert model(torch.zeros(1, 3, dtype=torch.int64))[0].shape == (1, 3, 263)
+    params = SamplingParams(max_new_tokens=200, top_k=0, temperature=100.0, seed=1)
+    "".join(gpt2.generate(model, tokenizer, "the", params))
+
+
+def test_with_more_rows_than_tokens_and_no_ids_given_endoftext_is_the_tokenizers(directory, tiny_tokenizer):
+    more_rows(directory, 320, bos_token_id=None, eos_token_id=None)
+    model, _ = gpt2.load(directory)
+    assert (model.config.bos_token_id, model.config.eos_token_id) == (tiny_tokenizer.endoftext,) * 2
+
+
+def test_an_end_that_no_token_owns_is_refused(directory):
+    more_rows(directory, 320, eos_token_id=300)
+    assert "eos_token_id=300" in refusal(directory)
+
+
+# Saving is all or nothing
+
+
+def test_other_files_in_the_directory_survive(directory, other_model, tiny_tokenizer):
+    (directory / "README.md").write_text("mine", encoding="utf-8")
+    (directory / "sub").mkdir()
+    (directory / "sub" / "x").write_text("mine too", encoding="utf-8")
+    gpt2.save(directory, other_model, tiny_tokenizer, steps=1)
+    assert same_weights(gpt2.load(directory)[0], other_model)
+    assert {p.name for p in directory.iterdir()} == FILES | {"README.md", "sub"}
+    assert (directory / "README.md").read_text(encoding="utf-8") == "mine"
+    assert (directory / "sub" / "x").read_text(encoding="utf-8") == "mine too"
+
+
+@pytest.mark.parametrize("fails_at", range(len(FILES)))
+def test_a_save_that_is_cut_off_leaves_whole_files(monkeypatch, directory, other_model, tiny_tokenizer, tmp_path, fails_at):
+    gpt2.save(tmp_path / "new", other_model, tiny_tokenizer, steps=1)
+    old, new = ({p.name: p.read_bytes() for p in d.iterdir()} for d in (directory, tmp_path / "new"))
+    calls = iter(range(100))
+    replace = os.replace
+
+    def cut_off(*args):
+        if next(calls) == fails_at:
+            raise KeyboardInterrupt
+        replace(*args)
+
+    monkeypatch.setattr(os, "replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        gpt2.save(directory, other_model, tiny_tokenizer, steps=1)
+    left = {p.name: p.read_bytes() for p in directory.iterdir()}
+    assert left.keys() == old.keys()
+    assert all(left[name] in (old[name], new[name]) for name in left)
+    assert fails_at or left == old
+
+
+@pytest.mark.parametrize("function", ["save_file", "_write_json"])
+def test_a_full_disk_leaves_the_old_checkpoint(monkeypatch, directory, other_model, tiny_tokenizer, function):
+    before = {p.name: p.read_bytes() for p in directory.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, function, full)
+    with pytest.raises(OSError, match="No space left"):
+        gpt2.save(directory, other_model, tiny_tokenizer)
+    assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+
+
+def test_what_a_killed_save_left_behind_is_swept_by_the_next(directory, tiny_model, tiny_tokenizer, run_python):
+    code = """
+import os, sys, gpt2
+model, tokenizer = gpt2.load(sys.argv[1])
+os.replace = lambda *args: os._exit(9)
+gpt2.save(sys.argv[1], model, tokenizer)
+"""
+    assert run_python("-c", code, str(directory)).returncode == 9
+    assert same_weights(gpt2.load(directory)[0], tiny_model)
+    gpt2.save(directory, tiny_model, tiny_tokenizer)
+    assert {p.name for p in directory.iterdir()} == FILES
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file modes are a POSIX thing")
+def test_whoever_may_read_one_file_may_read_them_all(tiny_checkpoint):
+    modes = {path.name: oct(path.stat().st_mode) for path in tiny_checkpoint.iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
+# Where a checkpoint is
+
+
+def test_a_run_directory_means_its_best(tiny_checkpoint, tiny_model, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "best")
+    (tmp_path / "last").mkdir()
+    assert gpt2.find(tmp_path).directory == tmp_path / "best"
+    assert same_weights(gpt2.load(tmp_path)[0], tiny_model)
+
+
+def test_a_checkpoint_that_has_a_folder_called_best_means_itself(directory):
+    (directory / "best").mkdir()
+    assert gpt2.find(directory).directory == directory
+
+
+def test_a_local_directory_has_no_commit(tiny_checkpoint):
+    assert gpt2.find(str(tiny_checkpoint)) == checkpoint.Found(tiny_checkpoint, str(tiny_checkpoint), None)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where/at all", "a/b/c", "~/x", "", "a b/c", "../up"])
+def test_a_missing_directory_is_answered_with_what_would_work(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "user/repo" in refusal(name) or name == ""
+
+
+def test_a_path_object_is_never_taken_for_a_hub_id(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "give a directory" in refusal(Path("user/repo"))
+
+
+def test_a_file_is_answered_with_what_was_meant(tiny_checkpoint):
+    assert "is a file; a checkpoint is the directory" in refusal(tiny_checkpoint / WEIGHTS)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_missing_file_is_named(directory, name):
+    (directory / name).unlink()
+    if name in ("vocab.json", "merges.txt"):
+        (directory / "tokenizer.json").unlink()
+    assert name in refusal(directory)
+
+
+def test_an_empty_directory_is_no_checkpoint(tmp_path):
+    assert "has no config.json" in refusal(tmp_path)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 0.2, 0.5, -1])
+def test_truncated_weights_are_recognised(directory, keep):
+    path = directory / WEIGHTS
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(size - 1 if keep == -1 else int(keep * size) if isinstance(keep, float) else keep)
+    sentence = refusal(directory)
+    assert WEIGHTS in sentence
+    assert "truncated" in sentence and "download" in sentence
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_git_lfs_pointer_is_recognised(directory, name):
+    (directory / name).write_text(POINTER, encoding="utf-8")
+    if name in ("vocab.json", "merges.txt"):
+        (directory / "tokenizer.json").write_text(POINTER, encoding="utf-8")
+    sentence = refusal(directory)
+    assert name in sentence
+    assert "git lfs pull" in sentence
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b"not json", b"\xff\xfe\x00", b'{"a": 1e', b"9" * 5000, b"[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "vocab.json"])
+def test_garbage_where_json_should_be_is_recognised(directory, name, garbage):
+    (directory / name).write_bytes(garbage)
+    assert name in refusal(directory)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "3", '"gpt2"', "{}"])
+def test_json_that_is_no_configuration_is_recognised(directory, content):
+    (directory / "config.json").write_text(content, encoding="utf-8")
+    assert "not a GPT-2 checkpoint" in refusal(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"n_head": 3}, "try n_head=2"),
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"activation_function": "relu"}, "activation_function='relu'"),
+        ({"n_layer": -1}, "n_layer=-1"),
+        ({"n_embd": "32"}, "n_embd="),
+        ({"n_embd": 1e400}, "n_embd="),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon"),
+        ({"n_positions": [16]}, "block_size="),
+        ({"eos_token_id": 999}, "eos_token_id=999"),
+    ],
+)
+def test_a_configuration_that_is_no_gpt2_is_refused_by_field(directory, changes, word):
+    edit_config(directory, **changes)
+    sentence = refusal(directory)
+    assert word in sentence
+    assert "config.json" in sentence
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json", "merges.txt"])
+def test_a_huge_text_file_is_refused_unread(directory, name):
+    with (directory / name).open("r+b") as file:
+        file.truncate(100 * 2**20)
+    sentence = refusal(directory)
+    assert name in sentence
+    assert "larger than" in sentence
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"n_layer": 400, "n_embd": 2304, "n_head": 2}, "billion parameters"),  # 100 GB
+        ({"n_layer": 45, "n_embd": 2304, "n_head": 2}, "tensors missing"),  # 11 GB, within the bound, of 140 kB
+        ({"n_embd": 16_000, "n_layer": 2}, "billion parameters"),
+        ({"n_embd": 8_000}, "has shape"),
+        ({"n_positions": 10**12}, "block_size="),
+        ({"n_positions": 65_536}, "has shape"),
+        ({"vocab_size": 1_000_000}, "has shape"),
+    ],
+)
+def test_a_lie_about_the_size_is_found_before_memory_is_taken(directory, changes, word):
+    import resource
+
+    edit_config(directory, **changes)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 100 * 2**20, limits[1]))
+    try:
+        sentence = refusal(directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert word in sentence
+
+
+def test_too_little_memory_is_said_in_a_sentence(directory, monkeypatch):
+    def out_of_memory(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory\nat ...")
+
+    monkeypatch.setattr(gpt2.GPT, "to_empty", out_of_memory)
+    assert "not enough memory" in refusal(directory)
+
+
+def test_missing_and_unexpected_tensors_are_named(directory):
+    def edit(tensors):
+        tensors["transformer.h.0.attn.rotary"] = tensors.pop("transformer.h.0.ln_1.bias")
+        return tensors
+
+    edit_weights(directory, edit)
+    sentence = refusal(directory)
+    assert "1 tensors missing (transformer.h.0.ln_1.bias)" in sentence
+    assert "1 unexpected (transformer.h.0.attn.rotary)" in sentence
+
+
+def test_of_many_missing_tensors_three_are_named(directory):
+    edit_weights(directory, lambda tensors: {"transformer.wte.weight": tensors["transformer.wte.weight"]})
+    sentence = refusal(directory)
+    assert "27 tensors missing" in sentence
+    assert sentence.count("transformer.") == 3
+
+
+def test_a_tensor_that_is_there_twice_is_refused(directory):
+    edit_weights(directory, lambda tensors: {**tensors, "ln_f.bias": torch.zeros(32)})
+    assert "ln_f.bias" in refusal(directory)
+
+
+def test_a_wrong_shape_is_named(directory):
+    def transpose(tensors):
+        tensors["transformer.h.0.attn.c_attn.weight"] = tensors["transformer.h.0.attn.c_attn.weight"].T
+        return tensors
+
+    edit_weights(directory, transpose)
+    sentence = refusal(directory)
+    assert "transformer.h.0.attn.c_attn.weight" in sentence
+    assert "[96, 32]" in sentence
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_floating_point_numbers_are_refused(directory, dtype):
+    def cast(tensors):
+        return {**tensors, "transformer.ln_f.bias": tensors["transformer.ln_f.bias"].to(dtype)}
+
+    edit_weights(directory, cast)
+    assert "expected floating point" in refusal(directory)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(directory):
+    gpt2.Tokenizer([(b"%d" % i, b"%d" % j) for i in range(5) for j in range(5)]).save(directory)
+    assert "the tokenizer has 282 tokens, the model only 263" in refusal(directory)
+
+
+def test_a_damaged_vocabulary_is_said_in_a_sentence(directory):
+    (directory / "merges.txt").write_text("#version: 0.2\nt h e\n", encoding="utf-8")
+    assert "merges.txt, line 2" in refusal(directory)
+
+
+def test_a_pickle_is_never_opened(directory, monkeypatch):
+    (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("opened a pickle"))
+    assert f"has no {WEIGHTS}" in refusal(directory)
+
+
+# The Hub
+
+
+SHA, OTHER_SHA = "a" * 40, "b" * 40
+
+
+def fill_cache(cache: Path, source: Path, repo_id: str = "user/repo", sha: str = SHA, ref: str | None = "main") -> Path:
+    """Lay source down as huggingface_hub caches a commit."""
+    repo = cache / f"models--{repo_id.replace('/', '--')}"
+    shutil.copytree(source, repo / "snapshots" / sha)
+    if ref:
+        (repo / "refs").mkdir(exist_ok=True)
+        (repo / "refs" / ref).write_text(sha, encoding="ascii")
+    return repo / "snapshots" / sha
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hub as load() asks of: one repository, two commits."""
+
+    repo: Path
+    commits = {"main": SHA, "v1": OTHER_SHA, SHA: SHA, OTHER_SHA: OTHER_SHA}
+    asked: list[str]
+
+    def answer(self, code: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        self.asked.append(path)
+        commit = self.commits.get(path.rpartition("/revision/")[2] if "/revision/" in path else "main")
+        if path.startswith("/api/models/user/repo") and commit:
+            files = [{"rfilename": p.name} for p in sorted(self.repo.iterdir())]
+            body = json.dumps({"id": "user/repo", "sha": commit, "siblings": files}).encode()
+            self.answer(200, body, Content_Type="application/json")
+        elif path.startswith("/user/repo/resolve/"):
+            commit, name = path.removeprefix("/user/repo/resolve/").split("/")
+            body = (self.repo / name).read_bytes()
+            self.answer(200, body, ETag=f'"{name}"', X_Repo_Commit=commit)
+        else:
+            missing = "RevisionNotFound" if path.startswith("/api/models/user/repo") else "RepoNotFound"
+            self.answer(404, X_Error_Code=missing, X_Error_Message="not here")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tiny_checkpoint, hub_cache, monkeypatch) -> Iterator[type[Hub]]:
+    handler = type("OurHub", (Hub,), {"repo": tiny_checkpoint, "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    for name, value in {"HF_HUB_OFFLINE": False, "ENDPOINT": url, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    huggingface_hub.close_session()
+    yield handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    huggingface_hub.close_session()
+
+
+def test_a_hub_id_is_downloaded_and_its_commit_known(hub, tiny_model):
+    found = gpt2.find("user/repo")
+    assert (found.name, found.sha) == ("user/repo", SHA)
+    assert same_weights(gpt2.load("user/repo")[0], tiny_model)
+
+
+def test_a_revision_is_asked_for_by_name(hub):
+    found = gpt2.find("user/repo@v1")
+    assert (found.name, found.sha) == ("user/repo@v1", OTHER_SHA)
+    assert all(OTHER_SHA in path for path in hub.asked if "/resolve/" in path)
+
+
+def test_only_the_files_we_read_are_downloaded(hub, tiny_checkpoint, tmp_path):
+    hub.repo = shutil.copytree(tiny_checkpoint, tmp_path / "repo")
+    (hub.repo / "pytorch_model.bin").write_bytes(b"a pickle")
+    (hub.repo / "code.py").write_text("print('hello')", encoding="utf-8")
+    found = gpt2.find("user/repo")
+    assert {p.name for p in found.directory.iterdir()} <= set(HUB_FILES)
+
+
+def test_a_repository_without_safetensors_is_refused_before_the_download(hub, tmp_path):
+    hub.repo = tmp_path / "repo"
+    hub.repo.mkdir()
+    (hub.repo / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert f"has no {WEIGHTS}" in refusal("user/repo")
+    assert not any("/resolve/" in path for path in hub.asked)
+
+
+@pytest.mark.parametrize("name", ["user/other", "user/repo@v2"])
+def test_what_the_hub_does_not_have_is_never_replaced_by_another(hub, hub_cache, tiny_checkpoint, name):
+    fill_cache(hub_cache, tiny_checkpoint)
+    assert "HF_TOKEN" in refusal(name)
+
+
+def test_a_hub_that_says_nothing_is_replaced_by_its_cache(hub, hub_cache, tiny_checkpoint, monkeypatch):
+    fill_cache(hub_cache, tiny_checkpoint, sha="c" * 40)
+    hang_up = threading.Event()
+    monkeypatch.setattr(checkpoint, "HUB_TIMEOUT", 0.2)
+    hub.do_GET = lambda self: hang_up.wait()
+    try:
+        assert gpt2.find("user/repo").sha == "c" * 40
+    finally:
+        hang_up.set()
+
+
+@pytest.mark.parametrize("code", [401, 403, 429, 500, 503])
+def test_a_hub_that_refuses_is_replaced_by_its_cache(hub, hub_cache, tiny_checkpoint, code):
+    fill_cache(hub_cache, tiny_checkpoint, sha="c" * 40)
+    hub.do_GET = lambda self: self.answer(code)
+    assert gpt2.find("user/repo").sha == "c" * 40
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 429, 500])
+def test_a_hub_that_refuses_what_is_not_cached_is_quoted_in_a_sentence(hub, code):
+    hub.do_GET = lambda self: self.answer(code)
+    assert "HF_TOKEN" in refusal("user/repo")
+
+
+def test_offline_the_cache_is_used_and_its_commit_known(hub_cache, tiny_checkpoint, tiny_model):
+    snapshot = fill_cache(hub_cache, tiny_checkpoint)
+    assert gpt2.find("user/repo") == checkpoint.Found(snapshot, "user/repo", SHA)
+    assert same_weights(gpt2.load("user/repo")[0], tiny_model)
+
+
+def test_offline_a_cached_revision_is_the_one_that_is_named(hub_cache, tiny_checkpoint):
+    fill_cache(hub_cache, tiny_checkpoint)
+    fill_cache(hub_cache, tiny_checkpoint, sha=OTHER_SHA, ref="v1")
+    assert [gpt2.find(f"user/repo@{name}").sha for name in ("v1", OTHER_SHA, "main")] == [OTHER_SHA, OTHER_SHA, SHA]
+
+
+@pytest.mark.parametrize("name", ["user/other", "other/repo", "user/repo@v2", f"user/repo@{OTHER_SHA}"])
+def test_offline_another_model_is_never_returned(hub_cache, tiny_checkpoint, name):
+    fill_cache(hub_cache, tiny_checkpoint)
+    assert "cache" in refusal(name)
+
+
+def test_a_name_that_the_hub_can_not_have_is_refused(hub_cache):
+    assert "not a valid Hub id" in refusal("user/.repo--x")
+
+
+def test_a_directory_here_comes_before_the_hub(hub_cache, tiny_checkpoint, tmp_path):
+    fill_cache(hub_cache, tiny_checkpoint)
+    shutil.copytree(tiny_checkpoint, tmp_path / "user" / "repo")
+    assert gpt2.find("user/repo").sha is None
+
+
+def test_a_process_without_network_finds_the_cache_below_hf_home(run_python, tiny_checkpoint, tmp_path):
+    fill_cache(tmp_path / "hub", tiny_checkpoint)
+    code = "import gpt2; print(gpt2.find('user/repo').sha); gpt2.load('user/repo'); gpt2.load('user/other')"
+    done = run_python("-c", code, HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
+    assert done.stdout == f"{SHA}\n"
+    assert "CheckpointError: no directory 'user/other' here" in done.stderr.splitlines()[-1]

@@ -1,0 +1,1 @@
+"""Make a checkpoint from text (imports gpt2, never gradio)."""

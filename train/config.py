@@ -1,0 +1,227 @@
+"""What a training run is: every knob with its reason, and the presets.
+
+A TrainConfig is the whole truth about a run; each field is a flag of `python -m train` with its comment as help.
+Knows nothing of how training works.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Raises:
+        ValueError: naming the field that makes no sense, with the way out.
+    """
+
+    # Your text: files, or folders of .txt and .md files. None given: the corpus.
+    texts: tyro.conf.Positional[tuple[Annotated[Path, tyro.conf.arg(metavar="TEXT")], ...]] = ()
+    # Recipe to start from; every other flag overrides it. seed, mini or tiny.
+    preset: str = "mini"
+    # A named text instead of your own: plays (Shakespeare's 38, needs no network) or tinyshakespeare.
+    corpus: str | None = None
+    # Name of the run, and of its directory under checkpoints/. Default: from the text.
+    name: str | None = None
+    # The run directory itself, where checkpoints/NAME is not what you want.
+    out: Path | None = None
+
+    # gpt2 (its own 50,257), bpe:N (N ids learned from the training part) or char. A large vocabulary on a small
+    # text spends most of the model on tokens it hardly sees.
+    tokenizer: str = "bpe:2048"
+    # Share of every document, at its end, that is scored once when all is over and never looked at before. 1 or
+    # more means that many tokens.
+    holdout: float = 0.10
+    # Share of every document before that, which decides what the best checkpoint is and when to stop.
+    validation: float = 0.05
+    # Put <|endoftext|> before every document, so that an empty prompt starts a new one.
+    endoftext: bool = True
+
+    # Layers: depth.
+    n_layer: int = 6
+    # Attention heads; must divide n_embd.
+    n_head: int = 5
+    # Channels: width. Parameters grow with its square.
+    n_embd: int = 320
+    # Tokens the model can look back on.
+    block_size: int = 256
+    # Share of activations dropped while training; more for small texts that are read many times.
+    dropout: float = 0.1
+
+    # Sequences of block_size tokens in one step.
+    batch_size: int = 12
+    # Sequences held in memory at once; batch_size where unset. Smaller needs less memory, the result is the same.
+    micro_batch: int | None = None
+    # Steps to train; the learning rate reaches its end there.
+    max_steps: int = 1500
+    # Highest learning rate. Small models bear far more than the 6e-4 of GPT-2 124M.
+    learning_rate: float = 2e-3
+    # Learning rate at the last step.
+    min_learning_rate: float = 1e-4
+    # Steps of linear rise at the start, while AdamW's averages are still noise.
+    warmup_steps: int = 80
+    # Pull of the matrices and embeddings towards zero; biases and layer norms have none.
+    weight_decay: float = 0.1
+    # AdamW's memory of the gradient.
+    beta1: float = 0.9
+    # AdamW's memory of its square; 0.95 forgets sooner, for larger batches.
+    beta2: float = 0.99
+    # Longest gradient let through, in L2 norm; 0 for no limit.
+    grad_clip: float = 1.0
+    # shuffled: each epoch cuts the text at another offset and shuffles. sequential: the same batches in the same
+    # order every epoch, which memorises soonest.
+    order: Literal["shuffled", "sequential"] = "shuffled"
+
+    # Steps between evaluations: validation, samples, saved checkpoint.
+    eval_every: int = 100
+    # Evaluations without a better validation figure before stopping; 0 never stops early.
+    patience: int = 5
+    # Steps between lines of metrics.jsonl; each is the mean since the last.
+    log_every: int = 10
+    # Which checkpoint is the run's result: the best by validation, or the last.
+    result: Literal["best", "last"] = "best"
+    # How checkpoints store weights. float16 halves the file; figures are measured on the file as stored.
+    store: Literal["float32", "float16"] = "float32"
+    # Prompts sampled at every evaluation, always with the same seed. Default: some that suit the text.
+    prompts: tuple[str, ...] = ()
+
+    # Everything random follows from it: weights, order of the data, dropout.
+    seed: int = 1337
+    # auto, cpu, cuda or mps.
+    device: str = "auto"
+    # Arithmetic: auto takes bfloat16 where the hardware has it, float16 on older GPUs, else float32.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # torch.compile, or --no-compile. Unset: on CUDA, where it pays.
+    compile: Annotated[bool | None, tyro.conf.arg(metavar="")] = None
+
+    def __post_init__(self):
+        for field in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "eval_every", "log_every"):
+            _at_least(1, self, field)
+        for field in ("max_steps", "warmup_steps", "patience", "seed"):
+            _at_least(0, self, field)
+        for field in ("learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout"):
+            _at_least(0, self, field)
+        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
+            raise ValueError(f"micro_batch={self.micro_batch} must lie between 1 and batch_size={self.batch_size}.")
+        for field in ("dropout", "beta1", "beta2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed} must be below 2**63.")
+        if not 0 <= self.validation < 1 or self.validation + (self.holdout if self.holdout < 1 else 0) > 0.9:
+            raise ValueError(
+                f"holdout={self.holdout} and validation={self.validation} leave less than a tenth to train on."
+            )
+        if not re.fullmatch(r"gpt2|char|bpe:\d{1,7}", self.tokenizer):
+            raise ValueError(f"tokenizer={self.tokenizer!r} must be gpt2, char or bpe:N, e.g. bpe:2048.")
+        if self.tokenizer.startswith("bpe:") and int(self.tokenizer[4:]) < 258:
+            raise ValueError(f"tokenizer={self.tokenizer!r}: N counts 256 bytes and <|endoftext|>, so at least 258.")
+        if self.name is not None and not re.fullmatch(r"[\w][\w.-]*", self.name):
+            raise ValueError(f"name={self.name!r} must be letters, digits, '-', '_' and '.'; --out takes a path.")
+        if self.result == "best" and self.validation == 0:
+            raise ValueError("result='best' needs a validation part; use --result last or --validation 0.05.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON holds them; from_json(to_json()) is equal."""
+        return {k: [str(t) for t in v] if k == "texts" else _plain(v) for k, v in asdict(self).items()}
+
+    def command(self) -> str:
+        """The command line that repeats this run; files are named without their folders, for others will read it."""
+        words = ["python", "-m", "train", *(path.name for path in self.texts)]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            as_preset = field.name != "preset" and value == getattr(preset(self.preset), field.name)
+            if as_preset or field.name in ("texts", "out"):
+                continue
+            flag = field.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+        return shlex.join(words)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainConfig:
+        """Read what to_json() wrote."""
+        typed = {"texts": tuple(map(Path, values["texts"])), "prompts": tuple(values["prompts"])}
+        return cls(**{**values, **typed, "out": values["out"] and Path(values["out"])})
+
+
+def _at_least(low: float, config: TrainConfig, field: str) -> None:
+    value = getattr(config, field)
+    if not (math.isfinite(value) and value >= low):
+        raise ValueError(f"{field}={value} must be a finite number of at least {low}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+PRESETS: dict[str, TrainConfig] = {
+    # The bundled checkpoint's recipe: 8 million parameters, half an hour on two CPU cores.
+    "mini": TrainConfig(preset="mini", max_steps=1800, eval_every=150, dropout=0.05, store="float16"),
+    # Seconds: to see everything work once.
+    "tiny": TrainConfig(
+        preset="tiny",
+        tokenizer="bpe:512",
+        n_layer=2,
+        n_head=2,
+        n_embd=64,
+        block_size=64,
+        batch_size=16,
+        max_steps=200,
+        warmup_steps=20,
+        learning_rate=5e-3,
+        min_learning_rate=5e-4,
+        dropout=0.0,
+        eval_every=50,
+    ),
+    # The run this project began with, to the letter: GPT-2 124M on tiny Shakespeare, the same 20 batches 250 times.
+    # It memorises; the 10,345 tokens that its batches never reach are held out. Made for a GPU.
+    "seed": TrainConfig(
+        preset="seed",
+        corpus="tinyshakespeare",
+        tokenizer="gpt2",
+        holdout=10_345,
+        validation=0,
+        endoftext=False,
+        n_layer=12,
+        n_head=12,
+        n_embd=768,
+        block_size=1024,
+        dropout=0.0,
+        batch_size=16,
+        max_steps=5000,
+        learning_rate=6e-4,
+        min_learning_rate=6e-5,
+        warmup_steps=60,
+        weight_decay=0.1,
+        beta2=0.95,
+        order="sequential",
+        eval_every=500,
+        patience=0,
+        result="last",
+    ),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The preset called name.
+
+    Raises:
+        ValueError: for an unknown name, listing the known.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,87 @@
+"""How well a model predicts text it was not trained on, in bits per byte.
+
+Bits per byte do not depend on the tokenizer, so models with different vocabularies can be compared. One pass over
+the whole part, every byte scored once. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2.model import GPT, IGNORE
+from train.dataset import Part
+
+EVAL_TOKENS = 8192  # tokens of a forward pass: enough to keep two cores or a GPU busy, little enough for memory
+
+
+@dataclass(frozen=True)
+class Score:
+    """The sum of -log p over a text."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """Per token, so only comparable between models with the same tokenizer."""
+        return math.exp(self.nats / self.tokens)
+
+
+def windows(part: Part, block_size: int, overlap: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """(idx, targets) of shape (T,), in order; every token but the separators is a target exactly once.
+
+    Args:
+        overlap: windows advance by half a block_size and only their second half is scored (the first window
+            wholly), so that every target has at least half a window of context.
+    """
+    ids = torch.cat([part.ids.long(), torch.zeros(block_size, dtype=torch.long)])
+    targets = part.ids.long()
+    targets[list(part.starts)] = IGNORE
+    targets = torch.cat([targets[1:], torch.full((block_size + 1,), IGNORE)])  # targets[i] comes after ids[i]
+    stride = max(1, block_size // 2) if overlap else block_size
+    scored = 0  # targets before this one are done
+    while scored < len(part) - 1:
+        start = max(0, scored + stride - block_size)
+        y = targets[start : start + block_size].clone()
+        y[: scored - start] = IGNORE
+        yield ids[start : start + block_size], y
+        scored = start + block_size
+
+
+@torch.no_grad()
+def score(model: GPT, part: Part, overlap: bool = False, autocast: torch.autocast | None = None) -> Score:
+    """Score a part with the model as it is; the model's mode (training or not) is restored."""
+    was_training = model.training
+    model.eval()
+    device = model.transformer.wte.weight.device
+    rows = max(1, EVAL_TOKENS // model.config.block_size)
+    nats, tokens, batch = torch.zeros((), dtype=torch.float64), 0, []
+
+    def flush() -> None:
+        nonlocal nats, tokens
+        idx, targets = (torch.stack(column).to(device) for column in zip(*batch, strict=True))
+        n = int((targets != IGNORE).sum())
+        with autocast or torch.autocast(device.type, enabled=False):
+            _, loss = model(idx, targets)
+        nats += loss.double().cpu() * n
+        tokens += n
+        batch.clear()
+
+    for window in windows(part, model.config.block_size, overlap):
+        batch.append(window)
+        if len(batch) == rows:
+            flush()
+    if batch:
+        flush()
+    model.train(was_training)
+    return Score(float(nats), tokens, part.bytes)
