@@ -19,6 +19,7 @@ from train.corpus import open_corpus
 from train.trainer import Result, fit
 
 CHECKPOINTS = Path("checkpoints")
+DESCRIPTION = "Train a GPT-2 from scratch on your text, or, where you name none, on Shakespeare's plays."
 
 
 def parse(argv: list[str]) -> TrainConfig:
@@ -33,7 +34,7 @@ def parse(argv: list[str]) -> TrainConfig:
     base = preset(named.group(1) if named else "mini")
     flags = {"--compile": ["--compile", "True"], "--no-compile": ["--compile", "False"]}
     words = [part for word in argv for part in flags.get(word, [word])]
-    return tyro.cli(TrainConfig, args=words, default=base, prog="python -m train", description=__doc__)
+    return tyro.cli(TrainConfig, args=words, default=base, prog="python -m train", description=DESCRIPTION)
 
 
 def run_directory(config: TrainConfig, corpus_name: str) -> Path:

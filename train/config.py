@@ -25,7 +25,7 @@ class TrainConfig:
     """
 
     # Your text: files, or folders of .txt and .md files. None given: the corpus.
-    texts: tyro.conf.Positional[tuple[Annotated[Path, tyro.conf.arg(metavar="TEXT")], ...]] = ()
+    texts: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[TEXT ...]")] = ()
     # Recipe to start from; every other flag overrides it. seed, mini or tiny.
     preset: str = "mini"
     # A named text instead of your own: plays (Shakespeare's 38, needs no network) or tinyshakespeare.

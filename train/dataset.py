@@ -206,7 +206,7 @@ def _read_shards(directory: Path) -> Dataset:
         for number in range(facts["shards"]):
             with safe_open(directory / f"{name}-{number:05d}.safetensors", framework="pt") as file:
                 shards.append(file.get_tensor("ids"))  # mapped, not read: the disk gives what is asked for
-        ids = shards[0] if len(shards) == 1 else torch.cat([torch.empty(0, dtype=torch.int32), *shards])
+        ids = torch.cat(shards) if len(shards) > 1 else (shards or [torch.empty(0, dtype=torch.int32)])[0]
         return Part(ids, tuple(facts["starts"]), facts["bytes"])
 
     tokenizer = Tokenizer.from_directory(directory)

@@ -45,7 +45,7 @@ def windows(part: Part, block_size: int, overlap: bool) -> Iterator[tuple[Tensor
             wholly), so that every target has at least half a window of context.
     """
     ids = torch.cat([part.ids.long(), torch.zeros(block_size, dtype=torch.long)])
-    targets = part.ids.long()
+    targets = part.ids.to(torch.long, copy=True)
     targets[list(part.starts)] = IGNORE
     targets = torch.cat([targets[1:], torch.full((block_size + 1,), IGNORE)])  # targets[i] comes after ids[i]
     stride = max(1, block_size // 2) if overlap else block_size

@@ -100,7 +100,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The entries of a .jsonl file, [] where it is missing."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def draw_losses(entries: Iterable[dict[str, Any]], path: Path, title: str) -> None:

@@ -74,9 +74,7 @@ def test_transformers_reads_our_fields_as_we_mean_them():
 
 
 def test_we_read_the_fields_that_transformers_writes():
-    theirs = GPT2Config(
-        n_positions=16, vocab_size=300, n_layer=2, n_head=2, n_embd=32, bos_token_id=3, eos_token_id=4
-    )
+    theirs = GPT2Config(n_positions=16, vocab_size=300, n_layer=2, n_head=2, n_embd=32, bos_token_id=3, eos_token_id=4)
     assert GPTConfig.from_json(theirs.to_dict()) == GPTConfig(16, 300, 2, 2, 32, bos_token_id=3, eos_token_id=4)
 
 

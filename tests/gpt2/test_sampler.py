@@ -120,7 +120,13 @@ def test_the_filters_are_those_of_transformers(kind, params):
 def test_a_filter_that_is_off_is_not_in_the_chain():
     assert filter_chain(SamplingParams(**EVERYTHING), [1, 2]) == []
     on = SamplingParams(repetition_penalty=1.1, temperature=0.5, top_k=3, top_p=0.5, min_p=0.1)
-    assert [name for name, _ in filter_chain(on, [])] == ["repetition_penalty", "temperature", "top_k", "top_p", "min_p"]
+    assert [name for name, _ in filter_chain(on, [])] == [
+        "repetition_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+    ]
 
 
 def test_the_filters_leave_their_input_alone():
@@ -395,6 +401,22 @@ def test_a_damaged_model_ends_in_one_sentence(tiny_model, tiny_tokenizer):
 
 
 # Threads and inference mode
+
+
+def test_every_token_is_computed_in_inference_mode(tiny_model, tiny_tokenizer, monkeypatch):
+    modes = []
+
+    def spy(*args):
+        modes.append(torch.is_inference_mode_enabled())
+        return sample(*args)
+
+    monkeypatch.setattr(sampler, "sample", spy)
+    stream = gpt2.generate(tiny_model, tiny_tokenizer, "the", SamplingParams(max_new_tokens=6, seed=1))
+    for use in (lambda: next(stream), lambda: collect(stream)):
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+    assert modes == [True] * 6
 
 
 def test_inference_mode_stays_inside(tiny_model, tiny_tokenizer):

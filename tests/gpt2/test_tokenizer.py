@@ -21,7 +21,7 @@ from gpt2.tokenizer import ENDOFTEXT, MAX_FILE, byte_alphabet
 # CJK, right-to-left, emoji with joiners, digits, a byte-order mark, NUL, no-break spaces.
 TEXT = (
     "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\n\tSpeak, speak.   We'll hear; they'd've"
-    " known't.\r\nIn 1598 he paid 3,000 ducats -- \u2018tis true\u2026  \n\n"
+    " known't.\r\n'Tis 'Save, 'Remember! HE'S DON'T 1st x2y\nIn 1598 he paid 3,000 ducats -- \u2018tis true\u2026  \n\n"
     "\ufeffcaf\xe9 cafe\u0301 na\xefve \xa0\xa0x\u3000y \u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8 \u4e2d\u6587"
     " \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u0939\u093f\u0928\u094d\u0926\u0940 \u0414\u0430!! "
     "\U0001f642\U0001f469\u200d\U0001f680\U0001f1eb\U0001f1f7 e=mc\xb2 \xbd \x00\x7f ~~~ ==== \n \n  end "
@@ -267,6 +267,11 @@ def test_different_vocabularies_have_different_identities(gpt2_tokenizer, traine
     assert len({t.sha256 for t in (gpt2_tokenizer, trained_bpe, characters, tiny_tokenizer)}) == 4
 
 
+def test_tokens_are_written_in_the_order_of_their_ids(any_tokenizer, tmp_path):
+    any_tokenizer.save(tmp_path)
+    assert list(read_vocab(tmp_path).values()) == list(range(any_tokenizer.vocab_size))
+
+
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
@@ -360,10 +365,10 @@ def write_what_is_not_utf8(directory: Path) -> None:
         (lack_a_byte, "lacks 1 of the 256 bytes"),
         (swap_two_ids, "do not rise"),
         (swap_two_merges, "do not rise"),
-        (leave_a_gap, "gaps or doubles"),
-        (give_an_id_twice, "gaps or doubles"),
-        (give_the_marker_a_byte_id, "gaps or doubles"),
-        (give_the_marker_a_far_id, "gaps or doubles"),
+        (leave_a_gap, "without gaps"),
+        (give_an_id_twice, "without gaps"),
+        (give_the_marker_a_byte_id, "without gaps"),
+        (give_the_marker_a_far_id, "without gaps"),
         (drop_the_marker, "no <|endoftext|>"),
         (leave_the_byte_alphabet, "byte alphabet"),
         (leave_the_byte_alphabet_in_a_merge, "byte alphabet"),

@@ -1,0 +1,180 @@
+"""gpt2/device.py: which device, which number format, and why; all hardware here is faked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2 import device as device_module
+from gpt2.device import (
+    can_compile,
+    describe,
+    inference_dtype,
+    pick_device,
+    prepare,
+    training_precision,
+    usable_cores,
+)
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(capability=(7, 5), mps=False, flags="avx2") is the computer that the test runs on."""
+
+    def build(capability: tuple[int, int] | None = None, mps: bool = False, flags: str = "", gpus: int = 1) -> None:
+        there = capability is not None
+        for name, answer in {
+            "is_available": there,
+            "device_count": gpus if there else 0,
+            "get_device_capability": capability,
+            "get_device_name": f"Fake GPU {capability}",
+            "is_bf16_supported": True,  # what torch says of every GPU since it emulates the format
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(device_module, "_cpu_flags", lambda: set(flags.split()))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("hardware", "expected"),
+    [
+        ({"capability": (7, 5)}, "cuda"),
+        ({"capability": (7, 5), "mps": True}, "cuda"),
+        ({"mps": True}, "mps"),
+        ({}, "cpu"),
+    ],
+)
+def test_auto_takes_cuda_then_mps_then_the_cpu(machine, hardware, expected):
+    machine(**hardware)
+    assert pick_device() == pick_device("auto") == torch.device(expected)
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu", "CUDA", "", "cuda:x", "cpu cuda", "meta", "xpu", "cuda:-2"])
+def test_an_unknown_device_is_answered_with_the_known_ones(machine, name):
+    machine((8, 0), mps=True)
+    with pytest.raises(ValueError, match="choose auto, cpu, cuda or mps") as error:
+        pick_device(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_a_device_that_is_not_there_is_answered_with_what_is(machine, name):
+    machine()
+    with pytest.raises(ValueError, match=f"no device '{name}'; use auto or cpu"):
+        pick_device(name)
+
+
+def test_a_second_gpu_is_there_only_where_there_are_two(machine):
+    machine((8, 0), gpus=2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    machine((8, 0), gpus=1)
+    with pytest.raises(ValueError, match="no device 'cuda:1'"):
+        pick_device("cuda:1")
+
+
+def test_the_cpu_is_always_there(machine):
+    machine()
+    assert pick_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    ("device", "hardware", "training", "inference"),
+    [
+        (CUDA, {"capability": (6, 0)}, "float16", "float16"),  # P100
+        (CUDA, {"capability": (7, 0)}, "float16", "float16"),  # V100
+        (CUDA, {"capability": (7, 5)}, "float16", "float16"),  # T4: says it has bfloat16, and emulates it
+        (CUDA, {"capability": (8, 0)}, "bfloat16", "bfloat16"),  # A100
+        (CUDA, {"capability": (8, 6)}, "bfloat16", "bfloat16"),
+        (CUDA, {"capability": (9, 0)}, "bfloat16", "bfloat16"),  # H100
+        (CUDA, {"capability": (12, 0)}, "bfloat16", "bfloat16"),
+        (MPS, {"mps": True}, "float32", "float32"),
+        (CPU, {"flags": "fpu sse2 avx2 avx512f"}, "float32", "float32"),
+        (CPU, {"flags": "avx512f avx512_bf16"}, "bfloat16", "float32"),
+        (CPU, {"flags": "amx_tile amx_bf16"}, "bfloat16", "float32"),
+        (CPU, {"flags": ""}, "float32", "float32"),
+    ],
+)
+def test_the_number_format_is_the_one_the_hardware_has(machine, device, hardware, training, inference):
+    machine(**hardware)
+    assert training_precision(device).name == training
+    assert inference_dtype(device) == getattr(torch, inference)
+
+
+def test_the_choice_comes_with_its_reason(machine):
+    machine((7, 5))
+    assert training_precision(CUDA).reason == "Fake GPU (7, 5) has no native bfloat16; gradients are scaled"
+    machine((8, 0))
+    assert training_precision(CUDA).reason == "native on Fake GPU (8, 0)"
+    assert training_precision(CUDA, "float32").reason == "as asked"
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_a_format_that_is_asked_for_is_used(machine, name):
+    machine((7, 5))
+    assert training_precision(CUDA, name).dtype == inference_dtype(CUDA, name) == getattr(torch, name)
+
+
+@pytest.mark.parametrize("name", ["int3", "fp16", "", "double", "float64"])
+def test_an_unknown_format_is_answered_with_the_known_ones(name):
+    for choose in (training_precision, inference_dtype):
+        with pytest.raises(ValueError, match=f"unknown dtype '{name}'; choose auto, float32, bfloat16, float16"):
+            choose(CPU, name)
+
+
+@pytest.mark.parametrize("device", [CPU, MPS])
+def test_float16_training_needs_cuda(device):
+    with pytest.raises(ValueError, match="use --dtype float32"):
+        training_precision(device, "float16")
+
+
+@pytest.mark.parametrize(("device", "precision"), [(CPU, []), (MPS, []), (CUDA, ["high"])])
+def test_preparing_uses_the_usable_cores_and_tensor_cores_only_where_there_is_cuda(monkeypatch, device, precision):
+    threads, precisions = [], []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", precisions.append)
+    monkeypatch.setattr(device_module, "usable_cores", lambda: 3)
+    prepare(device)
+    assert (threads, precisions) == ([3], precision)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((6, 0), False), ((6, 1), False), ((7, 0), True), ((9, 0), True)])
+def test_compiling_pays_on_gpus_that_triton_knows(machine, capability, expected):
+    machine(capability)
+    assert can_compile(CUDA) is expected
+    assert can_compile(CPU) is can_compile(MPS) is False
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "name"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: Xeon: 8480\nflags\t\t: fpu amx_bf16\n\nflags\t: other\n",
+            {"fpu", "amx_bf16"},
+            "Xeon: 8480",
+        ),
+        ("processor\t: 0\nFeatures\t: asimd bf16\n", set(), ""),
+        ("", set(), ""),
+        (None, set(), ""),
+    ],
+)
+def test_the_cpu_is_read_from_what_linux_says_of_it(monkeypatch, tmp_path, text, flags, name):
+    cpuinfo = tmp_path / "cpuinfo"
+    if text is not None:
+        cpuinfo.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(device_module, "Path", lambda path: cpuinfo if path == "/proc/cpuinfo" else Path(path))
+    assert device_module._cpu_flags() == flags
+    assert describe(CPU).startswith(name)
+
+
+def test_every_device_can_be_described(machine):
+    machine((7, 5), mps=True)
+    assert describe(CUDA) == "Fake GPU (7, 5)"
+    assert describe(MPS) == "Apple GPU (MPS)"
+    assert describe(CPU).endswith(f"{usable_cores()} cores")
+    assert usable_cores() >= 1

