@@ -6,6 +6,7 @@ Knows the command line and standard output; everything else is gpt2's public int
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import replace
@@ -65,6 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.num_samples < 1:
             raise ValueError(f"--num-samples {args.num_samples} must be at least 1.")
+        if args.seed is not None:  # each sample adds 1
+            gpt2.SamplingParams(seed=args.seed + args.num_samples - 1)
+        if args.device not in ("auto", "cpu", "cuda", "mps") and not args.device.startswith("cuda:"):
+            raise ValueError(f"unknown device {args.device!r}; choose auto, cpu, cuda or mps.")
         params = gpt2.SamplingParams(
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
@@ -94,6 +99,9 @@ def main(argv: list[str] | None = None) -> int:
                 f"[{n} tokens, {n / seconds:.0f} tok/s, stopped: {outcome.stop_reason}, seed {outcome.seed}{dropped}]",
                 file=sys.stderr,
             )
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

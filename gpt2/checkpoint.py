@@ -29,7 +29,7 @@ from gpt2.tokenizer import Tokenizer
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "shakespeare"
 WEIGHTS = "model.safetensors"
 NEEDED = ("config.json", WEIGHTS, "vocab.json", "merges.txt")
-HUB_FILES = (*NEEDED, "training.json", "metrics.jsonl", "samples.jsonl", "overlap.safetensors", "README.md")
+HUB_FILES = (*NEEDED, "tokenizer.json", "training.json", "metrics.jsonl", "samples.jsonl", "README.md")
 HUB_TIMEOUT = 5  # seconds until a silent Hub counts as unreachable and its local cache is used
 MAX_JSON = 16 * 2**20  # bytes of a JSON file that we are willing to parse
 PAD_ROWS_ON_GPU = 128  # rows of the head in multiples of this are faster there, and cost nothing to speak of
@@ -38,6 +38,7 @@ PAD_ROWS_ON_GPU = 128  # rows of the head in multiples of this are faster there,
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # Left in some files by other versions and by wrappers: mask buffers, and the tied head stored a second time.
 _IGNORED = re.compile(r"\.attn\.(masked_)?bias$|^lm_head\.weight$")
+_WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")  # what torch.compile and DistributedDataParallel put in front
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -95,8 +96,7 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
             "these files do not belong together."
         )
     weights = _open_weights(directory / WEIGHTS, config)
-    # Rows that no token owns are padding by another name: never offered to the sampler.
-    model = _empty_model(replace(config, vocab_size=tokenizer.vocab_size), where, what)
+    model = _empty_model(_fitted(config, tokenizer, directory), where, what)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             tensor = weights[name]
@@ -121,9 +121,12 @@ def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    for left in directory.glob(".saving-*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
     try:
         save_file(_to_file(model, DTYPES[dtype]), stage / WEIGHTS, metadata={"format": "pt"})
+        (stage / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
         tokenizer.save(stage)
         ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
         _write_json(stage / "config.json", model.config.to_json())
@@ -163,6 +166,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); download or save it again.") from error
+
+
+def _fitted(config: GPTConfig, tokenizer: Tokenizer, directory: Path) -> GPTConfig:
+    """config without the rows that no token owns: padding by another name, never offered to the sampler."""
+    given = read_json(directory / "config.json")
+    ends = {name: tokenizer.endoftext for name in ("bos_token_id", "eos_token_id") if given.get(name) is None}
+    try:
+        return replace(config, vocab_size=tokenizer.vocab_size, **ends)
+    except ValueError as error:
+        raise CheckpointError(f"{directory}/config.json does not fit its tokenizer: {error}") from error
 
 
 def json_text(content: Any) -> str:
@@ -215,7 +228,8 @@ def _check_file(path: Path, max_bytes: int | None = None) -> None:
 
 
 def _read_tokenizer(directory: Path) -> Tokenizer:
-    for name in ("vocab.json", "merges.txt"):
+    written_by_transformers_5 = not (directory / "vocab.json").exists() and (directory / "tokenizer.json").exists()
+    for name in ["tokenizer.json"] if written_by_transformers_5 else ["vocab.json", "merges.txt"]:
         _check_file(directory / name)
     try:
         return Tokenizer.from_directory(directory)
@@ -242,9 +256,13 @@ def _open_weights(path: Path, config: GPTConfig) -> _Weights:
         file = safe_open(path, framework="pt")
         names = {}
         for key in file.keys():  # noqa: SIM118 (not a dict)
-            name = key.removeprefix("_orig_mod.").removeprefix("module.")
-            if not _IGNORED.search(name):
-                names[name if name.startswith("transformer.") else f"transformer.{name}"] = key
+            name = _WRAPPERS.sub("", key)
+            if _IGNORED.search(name):
+                continue
+            name = name if name.startswith("transformer.") else f"transformer.{name}"
+            if name in names:
+                raise CheckpointError(f"{path} holds {name} twice, as {names[name]} and {key}; save it again.")
+            names[name] = key
         missing, unexpected = sorted(expected.keys() - names), sorted(names.keys() - expected.keys())
         if missing or unexpected:
             raise CheckpointError(

@@ -56,6 +56,11 @@ class SamplingParams:
         if self.deadline is not None:
             _number("deadline", self.deadline, 0, 10**6)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken; so near to 0 a division by the temperature would overflow."""
+        return self.temperature < 1e-5
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -77,7 +82,7 @@ def filter_chain(params: SamplingParams, seen: Sequence[int]) -> list[tuple[str,
     chain: list[tuple[str, Callable[[Tensor], Tensor]]] = []
     if params.repetition_penalty != 1:
         chain.append(("repetition_penalty", lambda x: _penalise(x, seen, params.repetition_penalty)))
-    if params.temperature == 0:
+    if params.greedy:
         return [*chain, ("greedy", lambda x: _keep(x, x == x.max()))]
     if params.temperature != 1:
         chain.append(("temperature", lambda x: x / params.temperature))
@@ -113,7 +118,7 @@ def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generato
         raise ValueError("the model's output is not finite (NaN or infinity): this checkpoint is damaged; use another.")
     for _, apply in filter_chain(params, seen):
         logits = apply(logits)
-    if params.temperature == 0:
+    if params.greedy:
         return int(logits.argmax())
     u = float(torch.rand((), generator=generator, dtype=torch.float64))
     return draw(logits.softmax(0), u)

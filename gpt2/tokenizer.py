@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 
@@ -42,26 +43,24 @@ class Tokenizer:
 
     Args:
         merges: pairs of byte strings in the order they were learned.
-        ids: id of every token, where a checkpoint numbers them in another order than bytes, merges, endoftext.
+        ids, endoftext: id of every token and of <|endoftext|>, where a checkpoint numbers them in another order than
+            bytes, merges, <|endoftext|>.
 
     Raises:
         ValueError: where a byte has no id, ids have gaps, or do not rise with the merges (tiktoken merges by id).
     """
 
-    def __init__(self, merges: Sequence[tuple[bytes, bytes]], ids: dict[bytes, int] | None = None):
+    def __init__(
+        self, merges: Sequence[tuple[bytes, bytes]], ids: dict[bytes, int] | None = None, endoftext: int | None = None
+    ):
         self.merges = list(merges)
         if ids is None:
             ids = {bytes([b]): i for i, b in enumerate(byte_alphabet())}
             for left, right in self.merges:
                 ids.setdefault(left + right, len(ids))
-            endoftext = len(ids)
-        else:
-            gaps = set(range(len(ids) + 1)) - set(ids.values())  # exactly one is left: <|endoftext|>'s
-            if len(gaps) != 1:
-                raise ValueError(
-                    "the vocabulary's ids must run from 0 without gaps, <|endoftext|> included."
-                )
-            (endoftext,) = gaps
+        endoftext = len(ids) if endoftext is None else endoftext
+        if {*ids.values(), endoftext} != set(range(len(ids) + 1)):
+            raise ValueError("the vocabulary's ids must run from 0 without gaps, <|endoftext|> included.")
         _check(self.merges, ids)
         self.endoftext = endoftext
         self._encoding = tiktoken.Encoding(
@@ -79,24 +78,29 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: Path | str) -> Tokenizer:
-        """Read vocab.json and merges.txt of a checkpoint.
+        """Read vocab.json and merges.txt of a checkpoint or, where transformers 5 wrote none, its tokenizer.json.
 
         Raises:
-            FileNotFoundError: where one of them is missing.
-            ValueError: where they are damaged or are not a byte-level BPE.
+            FileNotFoundError: where they are missing.
+            ValueError: where they are damaged or are not GPT-2's kind of byte-level BPE; names the file.
         """
-        directory = Path(directory)
-        vocab = json.loads(_read(directory / "vocab.json"))
+        path = Path(directory) / "vocab.json"
+        fast_path, merges_path = path.with_name("tokenizer.json"), path.with_name("merges.txt")
+        if fast_path.exists() and not path.exists():
+            path = fast_path
+            vocab, merges = _from_fast(_read_json(path), path)
+        else:
+            vocab, merges = _read_json(path), _parse_merges(_read(merges_path), merges_path)
         if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
-            raise ValueError(f"{directory / 'vocab.json'} must map tokens to whole numbers.")
-        if vocab.pop(ENDOFTEXT, None) is None:
-            raise ValueError(f"{directory / 'vocab.json'} has no {ENDOFTEXT}.")
-        merges = _parse_merges(_read(directory / "merges.txt"), directory / "merges.txt")
+            raise ValueError(f"{path} must map tokens to whole numbers; download or save it again.")
+        endoftext = vocab.pop(ENDOFTEXT, None)
+        if endoftext is None:
+            raise ValueError(f"{path} has no {ENDOFTEXT}, which every GPT-2 vocabulary has.")
         byte_of = {char: b for b, char in byte_alphabet().items()}
         try:
-            return cls(merges, {_to_bytes(token, byte_of): i for token, i in vocab.items()})
+            return cls(merges, {_to_bytes(token, byte_of): i for token, i in vocab.items()}, endoftext)
         except ValueError as error:
-            raise ValueError(f"{directory}: {error}") from error
+            raise ValueError(f"{path}: {error}") from error
 
     def save(self, directory: Path | str) -> None:
         """Write the files that transformers' AutoTokenizer and our from_directory read."""
@@ -164,8 +168,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. A literal <|endoftext|> in it is ordinary text: users can not forge the marker."""
-        # Lone surrogates (half an emoji from a broken JSON escape) have no UTF-8 form; they become U+FFFD.
-        return self._encoding.encode_ordinary(text.encode("utf-8", "replace").decode("utf-8"))
+        return self._encoding.encode_ordinary(well_formed(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD.
@@ -180,6 +183,11 @@ class Tokenizer:
         if not 0 <= idx < self.vocab_size:
             raise ValueError(f"token id {idx} is not in this vocabulary of {self.vocab_size:,}.")
         return self._encoding.decode_single_token_bytes(idx)
+
+
+def well_formed(text: str) -> str:
+    """text with U+FFFD in place of lone surrogates (half an emoji, from a broken escape), which UTF-8 can not hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class TextStream:
@@ -202,14 +210,38 @@ class TextStream:
 def _read(path: Path) -> str:
     if path.stat().st_size > MAX_FILE:
         raise ValueError(f"{path} is larger than {MAX_FILE / 2**20:.0f} MB; that is no tokenizer file.")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid UTF-8 ({error}); download or save it again.") from error
+
+
+def _read_json(path: Path) -> Any:
+    text = _read(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); download or save it again.") from error
+
+
+def _from_fast(fast: Any, path: Path) -> tuple[Any, list[tuple[bytes, bytes]]]:
+    """Vocabulary and merges of a tokenizer.json that splits as GPT-2 does."""
+    try:
+        model, split = fast["model"], fast["pre_tokenizer"]
+        if (model["type"], split["type"], split["add_prefix_space"]) != ("BPE", "ByteLevel", False):
+            raise ValueError(f"{path} is not GPT-2's kind of tokenizer: a byte-level BPE without a prefix space.")
+        lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        vocab = {token["content"]: token["id"] for token in fast["added_tokens"]} | model["vocab"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} lacks what a tokenizer needs ({error}); download or save it again.") from error
+    return vocab, _parse_merges("\n".join(lines), path)
 
 
 def _to_bytes(token: str, byte_of: dict[str, int]) -> bytes:
     try:
         return bytes(byte_of[char] for char in token)
     except KeyError as error:
-        raise ValueError(f"token {token!r} is not written in GPT-2's byte alphabet.") from error
+        raise ValueError(f"token {token[:40]!r} is not written in GPT-2's byte alphabet.") from error
 
 
 def _parse_merges(text: str, path: Path) -> list[tuple[bytes, bytes]]:
@@ -221,7 +253,10 @@ def _parse_merges(text: str, path: Path) -> list[tuple[bytes, bytes]]:
         pair = line.split(" ")
         if len(pair) != 2:
             raise ValueError(f"{path}, line {number}: expected two tokens and one space, found {line[:40]!r}.")
-        merges.append((_to_bytes(pair[0], byte_of), _to_bytes(pair[1], byte_of)))
+        try:
+            merges.append((_to_bytes(pair[0], byte_of), _to_bytes(pair[1], byte_of)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return merges
 
 

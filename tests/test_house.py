@@ -23,7 +23,7 @@ FLOORS = {
     ],
     "train": [
         {"__main__"},
-        {"trainer", "publish", "card"},
+        {"trainer", "export", "publish", "card"},
         {"dataset", "optimizer", "evaluate", "state", "journal", "vocabulary"},
         {"corpus", "config", "__init__"},
     ],
@@ -92,11 +92,15 @@ def calls_that_guess_an_encoding(tree: ast.AST) -> list[int]:
         owner = getattr(call.func.value, "id", "") if is_method else ""
         if name not in ("open", "read_text", "write_text") or owner in ("os", "tarfile", "gzip", "webbrowser", "Image"):
             continue
-        position = {"open": int(not is_method or owner == "io"), "read_text": None, "write_text": None}[name]
-        mode = call.args[position] if position is not None and len(call.args) > position else None
+        is_path = is_method and owner != "io"
+        mode_at, encoding_at = {"open": (0, 2) if is_path else (1, 3), "read_text": (99, 0), "write_text": (99, 1)}[
+            name
+        ]
+        mode = call.args[mode_at] if len(call.args) > mode_at else None
         mode = next((keyword.value for keyword in call.keywords if keyword.arg == "mode"), mode)
         binary = isinstance(mode, ast.Constant) and "b" in mode.value
-        if not binary and not any(keyword.arg in ("encoding", None) for keyword in call.keywords):
+        named = len(call.args) > encoding_at or any(keyword.arg in ("encoding", None) for keyword in call.keywords)
+        if not binary and not named:
             lines.append(call.lineno)
     return lines
 
@@ -232,6 +236,8 @@ def test_text_is_opened_in_a_named_encoding(path):
         ("p.open(mode='rb')", False),
         ("open(p, encoding='utf-8')", False),
         ("p.write_text(text, encoding='utf-8')", False),
+        ("p.write_text(text, 'utf-8')", False),
+        ("p.read_text('utf-8')", False),
         ("os.open(p, os.O_RDONLY)", False),
         ("p.read_bytes()", False),
     ],

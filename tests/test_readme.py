@@ -23,27 +23,26 @@ COMMANDS = [
 ]
 
 
-def of(program: str) -> list[list[str]]:
-    """The arguments of every README command that runs program, comments and shell glue left out."""
+def of(module: str) -> list[list[str]]:
+    """The arguments of every README command that runs python -m module."""
     found = []
     for command in COMMANDS:
-        for part in re.split(r"&&|\|", command):
-            words = shlex.split(part, comments=True)
-            if program in (line := " ".join(words)):
-                found.append(shlex.split(line.split(program, 1)[1]) if '"' not in part else words[words.index("-m") + 2 :])
+        words = shlex.split(command, comments=True)
+        if "-m" in words and words[words.index("-m") + 1] == module:
+            found.append(words[words.index("-m") + 2 :])
     return found
 
 
 def test_every_training_command_is_understood():
-    commands = [words for words in of("-m train") if words[:1] != [".publish"]]
-    assert commands
-    for words in commands:
-        parse(words)
+    assert of("train")
+    for words in of("train"):
+        if "--help" not in words:
+            parse(words)
 
 
 def test_every_generating_command_is_understood():
-    assert of("-m gpt2")
-    for words in of("-m gpt2"):
+    assert of("gpt2")
+    for words in of("gpt2"):
         parser().parse_args(words)
 
 

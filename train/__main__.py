@@ -1,56 +1,101 @@
 """python -m train [TEXT ...] - train a GPT-2 from scratch on your text.
 
-Knows the command line, the exit codes and what to print at the end; everything else is done below it.
+Knows the command line, signals, the exit codes and what to print at the end; everything else is done below it.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import signal
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import tyro
 
 import gpt2
-from train import card
-from train.config import TrainConfig, preset
-from train.corpus import open_corpus
-from train.trainer import Result, fit
+from train import card, state
+from train.config import RESUMABLE, TrainConfig, preset
+from train.corpus import Corpus, corpus_name, open_corpus
+from train.trainer import Result, Stopped, fit
 
 CHECKPOINTS = Path("checkpoints")
 DESCRIPTION = "Train a GPT-2 from scratch on your text, or, where you name none, on Shakespeare's plays."
 
 
-def parse(argv: list[str]) -> TrainConfig:
-    """The configuration that the flags ask for: the preset's, with the other flags on top.
+def parse(argv: list[str], base: TrainConfig | None = None) -> TrainConfig:
+    """The configuration that the flags ask for: base, or the preset they name, with the other flags on top.
 
     Raises:
         ValueError: for values that make no sense.
         SystemExit: for flags that do not exist (code 2) and --help (0), after tyro has explained.
     """
-    # tyro needs the defaults before it parses, so the preset is looked up first.
-    named = re.search(r"(?:^|\0)--preset(?:=|\0)([^\0]*)", "\0".join(argv))
-    base = preset(named.group(1) if named else "mini")
+    if base is None:  # tyro needs the defaults before it parses, so the preset is looked up first
+        named = re.search(r"(?:^|\0)--preset(?:=|\0)([^\0]*)", "\0".join(argv))
+        base = preset(named.group(1) if named else "mini")
     flags = {"--compile": ["--compile", "True"], "--no-compile": ["--compile", "False"]}
     words = [part for word in argv for part in flags.get(word, [word])]
-    return tyro.cli(TrainConfig, args=words, default=base, prog="python -m train", description=DESCRIPTION)
+    config = tyro.cli(TrainConfig, args=words, default=base, prog="python -m train", description=DESCRIPTION)
+    if config.texts and not any(word.partition("=")[0] == "--corpus" for word in argv):
+        config = replace(config, corpus=None)  # a text of one's own replaces the preset's
+    return config
 
 
-def run_directory(config: TrainConfig, corpus_name: str) -> Path:
-    """Where the run goes.
+def run_directory(config: TrainConfig) -> Path:
+    """Where the run goes, whether or not it is there."""
+    return config.out or CHECKPOINTS / (config.name or corpus_name(config.texts, config.corpus))
+
+
+def check_new(directory: Path) -> None:
+    """A new run needs an empty place.
 
     Raises:
         ValueError: where something is there already.
     """
-    directory = config.out or CHECKPOINTS / (config.name or corpus_name)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} exists already and is never overwritten: choose another --name.")
-    return directory
+        raise ValueError(
+            f"{directory} exists already and is never overwritten: go on with it by --resume, or choose another --name."
+        )
+
+
+def resumed(argv: list[str], config: TrainConfig, directory: Path) -> TrainConfig:
+    """The interrupted run's own configuration, with what the flags may change.
+
+    Raises:
+        ValueError: where there is nothing to resume, or a flag would make it another run.
+    """
+    found = state.load_state(directory / "state")
+    if found is None:
+        raise ValueError(f"{directory} has no state to resume from; leave out --resume to begin a run there.")
+    old = TrainConfig.from_json(found[1]["config"])
+    new = replace(parse(argv, old), name=old.name, out=old.out)
+    for field in fields(TrainConfig):
+        # The text may have moved; whether it is the same is seen when it is read.
+        if field.name not in (*RESUMABLE, "texts", "corpus") and getattr(new, field.name) != getattr(old, field.name):
+            raise ValueError(
+                f"--{field.name.replace('_', '-')} {getattr(new, field.name)} would make this another run (it was "
+                f"{getattr(old, field.name)}): leave the flag out, or begin anew with another --name."
+            )
+    return new
+
+
+def stop_on_signals() -> list[int]:
+    """A list that holds the signal once Ctrl-C or SIGTERM has come; the second one ends the process at once."""
+    received: list[int] = []
+
+    def remember(number: int, _frame) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        print("\nStopping: saving what there is ...", file=sys.stderr, flush=True)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, remember)
+    return received
 
 
 def closing_words(result: Result) -> str:
-    """A sample, the path, the figures and the next command."""
+    """A sample, the figures, the path and the next command."""
     model, tokenizer = gpt2.load(result.directory)
     params = gpt2.SamplingParams(max_new_tokens=200, temperature=0.8, top_k=50, seed=1)
     sample = "".join(gpt2.generate(model, tokenizer, "", params)).strip()
@@ -66,16 +111,27 @@ def closing_words(result: Result) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        config = parse(argv)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        corpus = open_corpus(config.texts, config.corpus)
-        directory = run_directory(config, corpus.name)
-        result = fit(config, corpus, directory, on_save=card.write)
+        directory = run_directory(config)
+        if config.resume:
+            config = resumed(argv, config, directory)
+        else:
+            check_new(directory)
+        corpus: Corpus = open_corpus(config.texts, config.corpus)
+        received = stop_on_signals()
+        try:
+            result = fit(config, corpus, directory, on_save=card.write, should_stop=lambda: bool(received))
+        except Stopped:
+            where = f" --out {shlex.quote(str(directory))}"
+            print(f"\nStopped and saved. Go on with:  python -m train --resume{where}")
+            return 0
         print(closing_words(result))
     except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,6 +34,8 @@ class TrainConfig:
     name: str | None = None
     # The run directory itself, where checkpoints/NAME is not what you want.
     out: Path | None = None
+    # Go on with an interrupted run, with the settings it had. max-steps, micro-batch, device and compile may differ.
+    resume: bool = False
 
     # gpt2 (its own 50,257), bpe:N (N ids learned from the training part) or char. A large vocabulary on a small
     # text spends most of the model on tokens it hardly sees.
@@ -59,7 +61,8 @@ class TrainConfig:
 
     # Sequences of block_size tokens in one step.
     batch_size: int = 12
-    # Sequences held in memory at once; batch_size where unset. Smaller needs less memory, the result is the same.
+    # Sequences computed at once. Smaller needs less memory, the result is the same. Unset: all, or on a CPU what
+    # takes a few seconds.
     micro_batch: int | None = None
     # Steps to train; the learning rate reaches its end there.
     max_steps: int = 1500
@@ -131,8 +134,9 @@ class TrainConfig:
             raise ValueError("result='best' needs a validation part; use --result last or --validation 0.05.")
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON holds them; from_json(to_json()) is equal."""
-        return {k: [str(t) for t in v] if k == "texts" else _plain(v) for k, v in asdict(self).items()}
+        """The fields as JSON holds them; from_json(to_json()) is equal. resume is no part of a run."""
+        values = {k: [str(t) for t in v] if k == "texts" else _plain(v) for k, v in asdict(self).items()}
+        return {k: v for k, v in values.items() if k != "resume"}
 
     def command(self) -> str:
         """The command line that repeats this run; files are named without their folders, for others will read it."""
@@ -140,7 +144,7 @@ class TrainConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             as_preset = field.name != "preset" and value == getattr(preset(self.preset), field.name)
-            if as_preset or field.name in ("texts", "out"):
+            if as_preset or field.name in ("texts", "out", "resume"):
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
@@ -167,6 +171,9 @@ def _plain(value: Any) -> Any:
         return list(value)
     return str(value) if isinstance(value, Path) else value
 
+
+# What may differ when a run is resumed: it changes how the run is computed, not what.
+RESUMABLE = ("resume", "max_steps", "micro_batch", "device", "compile")
 
 PRESETS: dict[str, TrainConfig] = {
     # The bundled checkpoint's recipe: 8 million parameters, half an hour on two CPU cores.

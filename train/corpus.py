@@ -51,7 +51,7 @@ def open_corpus(texts: Sequence[Path | str], corpus: str | None) -> Corpus:
         raise ValueError(f"text files and --corpus {corpus} were both given: choose one of them")
     if texts:
         return _own_text([Path(text) for text in texts])
-    name = "plays" if corpus is None else corpus
+    name = corpus_name((), corpus)
     if name not in _NAMED:
         nearest = difflib.get_close_matches(name, _NAMED, n=1)
         guess = f" (did you mean {nearest[0]}?)" if nearest else ""
@@ -60,6 +60,11 @@ def open_corpus(texts: Sequence[Path | str], corpus: str | None) -> Corpus:
             "and a file or folder of your own goes without --corpus"
         )
     return _NAMED[name]()
+
+
+def corpus_name(texts: Sequence[Path | str], corpus: str | None) -> str:
+    """The name that open_corpus() will give, without opening anything."""
+    return _directory_name([Path(text) for text in texts]) if texts else corpus or "plays"
 
 
 def cache_dir() -> Path:

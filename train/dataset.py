@@ -47,6 +47,7 @@ class Part:
 class Dataset:
     """A tokenised corpus."""
 
+    key: str  # identity of text, split and vocabulary
     tokenizer: Tokenizer
     bos: int  # the token that separates documents, and that an empty prompt starts from
     train: Part
@@ -210,4 +211,4 @@ def _read_shards(directory: Path) -> Dataset:
         return Part(ids, tuple(facts["starts"]), facts["bytes"])
 
     tokenizer = Tokenizer.from_directory(directory)
-    return Dataset(tokenizer, manifest["bos"], part("train"), part("validation"), part("holdout"))
+    return Dataset(directory.name, tokenizer, manifest["bos"], part("train"), part("validation"), part("holdout"))

@@ -7,7 +7,7 @@ the whole part, every byte scored once. Knows nothing of training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from gpt2.model import GPT, IGNORE
 from train.dataset import Part
 
-EVAL_TOKENS = 8192  # tokens of a forward pass: enough to keep two cores or a GPU busy, little enough for memory
+EVAL_TOKENS = 4096  # tokens of a forward pass: enough to keep two cores or a GPU busy, seconds at most
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,18 @@ def windows(part: Part, block_size: int, overlap: bool) -> Iterator[tuple[Tensor
 
 
 @torch.no_grad()
-def score(model: GPT, part: Part, overlap: bool = False, autocast: torch.autocast | None = None) -> Score:
-    """Score a part with the model as it is; the model's mode (training or not) is restored."""
+def score(
+    model: GPT,
+    part: Part,
+    overlap: bool = False,
+    autocast: torch.autocast | None = None,
+    before_batch: Callable[[], None] = lambda: None,
+) -> Score:
+    """Score a part with the model as it is; the model's mode (training or not) is restored.
+
+    Args:
+        before_batch: called before every forward pass; may raise, to stop.
+    """
     was_training = model.training
     model.eval()
     device = model.transformer.wte.weight.device
@@ -69,6 +79,7 @@ def score(model: GPT, part: Part, overlap: bool = False, autocast: torch.autocas
 
     def flush() -> None:
         nonlocal nats, tokens
+        before_batch()
         idx, targets = (torch.stack(column).to(device) for column in zip(*batch, strict=True))
         n = int((targets != IGNORE).sum())
         with autocast or torch.autocast(device.type, enabled=False):

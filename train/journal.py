@@ -12,10 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from train.state import write_file
+
+FILES = ("metrics.jsonl", "samples.jsonl")
 
 
 class Journal:
@@ -29,14 +32,44 @@ class Journal:
     """
 
     def __init__(self, directory: Path, max_steps: int, tokens_per_step: int, log_every: int):
-        self.directory = directory
+        self.directory, self.max_steps = directory, max_steps
         self.tokens_per_step, self.log_every = tokens_per_step, log_every
         self.validation: float | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._started = self._mark = time.perf_counter()
+        self._bar: tqdm | None = None
+
+    def restart(self) -> None:
+        """Begin with nothing."""
+        for name in FILES:
+            (self.directory / name).write_bytes(b"")
+        self._open_bar(0)
+
+    def state(self) -> dict[str, Any]:
+        """What restore() needs to go on from here without a gap or a double line."""
+        return {
+            "bytes": {name: (self.directory / name).stat().st_size for name in FILES},
+            "pending": [[float(value) for value in pair] for pair in self._pending],
+            "validation": self.validation,
+            "seconds": self.seconds,
+            "step": self._bar.n,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state(): lines written after it are cut off."""
+        for name, size in state["bytes"].items():
+            with (self.directory / name).open("ab") as file:
+                file.truncate(size)
+        self._pending = [tuple(torch.tensor(value) for value in pair) for pair in state["pending"]]
+        self.validation = state["validation"]
+        self._started = time.perf_counter() - state["seconds"]
+        self._open_bar(state["step"])
+
+    def _open_bar(self, step: int) -> None:
         interactive = sys.stderr.isatty()
         self._bar = tqdm(
-            total=max_steps,
+            total=self.max_steps,
+            initial=step,
             unit="step",
             dynamic_ncols=interactive,
             mininterval=0.5 if interactive else 30,  # a log file needs no animation
@@ -51,10 +84,11 @@ class Journal:
     def step(self, step: int, loss: Tensor, grad_norm: Tensor, learning_rate: float) -> None:
         """Note one finished step (counted from 1). Losses are averaged, and read from the device, once a line."""
         self._pending.append((loss.detach(), grad_norm.detach()))
-        if step % self.log_every == 0 or step == self._bar.total:
-            n = len(self._pending)
-            loss_mean, norm_mean = (float(sum(column)) / n for column in zip(*self._pending, strict=True))
-            speed = n * self.tokens_per_step / (time.perf_counter() - self._mark)
+        if step % self.log_every == 0 or step == self.max_steps:
+            # A skipped step has no finite loss or gradient; the mean is over the others.
+            finite = [pair for pair in self._pending if all(map(torch.isfinite, pair))] or self._pending
+            loss_mean, norm_mean = (float(sum(column)) / len(finite) for column in zip(*finite, strict=True))
+            speed = len(self._pending) * self.tokens_per_step / (time.perf_counter() - self._mark)
             self._write(
                 "metrics.jsonl",
                 step=step,
@@ -89,7 +123,8 @@ class Journal:
         self._bar.write(sentence, file=sys.stderr)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def _write(self, name: str, **entry: Any) -> None:
         with (self.directory / name).open("a", encoding="utf-8", newline="\n") as file:

@@ -1,37 +1,51 @@
-"""What must survive a kill: files and directories that are whole or not there.
+"""What must survive a kill: files that are whole or not there, and the states a run resumes from.
 
-Everything is written under a temporary name, flushed to the disk, then renamed. Knows nothing of what is written.
+Everything is written under a temporary name, flushed to the disk, then renamed. A state is one safetensors file,
+complete in itself: tensors, and the facts beside them as JSON in its header. Knows nothing of what they mean.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+KEPT_STATES = 2  # the newest, and the one before it in case a disk loses the newest
 
 
-def write_file(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step."""
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write; when the block ends without an error the file takes the place of path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    _flush(temporary)
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def staged_directory(path: Path) -> Iterator[Path]:
     """A fresh directory to fill; when the block ends without an error it takes the place of path, as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    stage = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
     try:
         stage.chmod(0o755)
         yield stage
         for file in stage.rglob("*"):
             _flush(file)
-        old = path.with_name(f".{path.name}-old-{os.getpid()}")
+        old = path.with_name(f".{path.name}-{os.getpid()}-old.tmp")
         if path.exists():
             os.rename(path, old)  # a directory can not be renamed over a full one
         os.rename(stage, path)
@@ -39,6 +53,44 @@ def staged_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step."""
+    with staged_file(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a kill left under temporary names."""
+    for path in directory.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def save_state(directory: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write directory/STEP.safetensors and remove all but the newest KEPT_STATES."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with staged_file(directory / f"{step:06d}.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+    for old in _states(directory)[KEPT_STATES:]:
+        old.unlink()
+
+
+def load_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """(tensors, facts) of the newest state that is whole; None where there is none."""
+    for path in _states(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _states(directory: Path) -> list[Path]:
+    found = [path for path in directory.glob("*.safetensors") if path.stem.isdigit()]
+    return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
 
 def _flush(path: Path) -> None:

@@ -1,17 +1,16 @@
-"""The loop: batches in, a checkpoint directory out.
+"""The loop: batches in, a checkpoint directory out, and a run that a kill can not lose.
 
 Knows the order of things: set the rate, take a step, note it, evaluate, save. How each is done is another file's
-business; what else should happen at a save (a model card, a push) is handed in.
+business; what else should happen at a save (a model card, a push), and when to stop, is handed in.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-import platform
-import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,25 @@ import torch
 from torch import Tensor
 
 import gpt2
-from gpt2 import checkpoint
 from gpt2 import device as hardware
 from gpt2.model import IGNORE
-from train import evaluate, optimizer
+from train import evaluate, optimizer, state
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Batches, Dataset, prepare
-from train.journal import Journal, draw_losses, read_jsonl
-from train.state import staged_directory, write_file
+from train.export import Exporter
+from train.journal import Journal
 
 MODEL_PADDING = 128  # the head's matrix product is faster when its rows are a multiple of this
 SAMPLE = gpt2.SamplingParams(max_new_tokens=160, temperature=0.8, top_k=50, seed=1)
 MAX_BAD_STEPS = 5  # non-finite steps in a row before giving up
+SAVE_SECONDS = 600  # between states, where evaluations are further apart
+# Work of one micro-batch on a CPU where none is asked for: a few seconds, so that a stop is answered soon.
+CPU_MICRO_FLOPS = 1.5e12
+
+
+class Stopped(Exception):
+    """The run was asked to stop; everything up to its last whole step can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +75,19 @@ def fit(
     corpus: Corpus,
     run_dir: Path,
     on_save: Callable[[Path], None] = lambda directory: None,
+    should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
 ) -> Result:
-    """Train, from fresh weights to the figures of the exported file.
+    """Train, from fresh weights or the newest state of run_dir, to the figures of the exported file.
 
     Args:
-        run_dir: gets metrics.jsonl, samples.jsonl, best/ and last/; must not hold a run already.
+        run_dir: gets metrics.jsonl, samples.jsonl, best/, last/ and state/.
         on_save: called with every checkpoint directory before it takes its place.
+        should_stop: asked often; once it says yes the unfinished step is dropped and the state saved.
         say: told in a sentence what is happening.
 
     Raises:
+        Stopped: after should_stop() said yes and the state is on the disk.
         ValueError: for a text, device or number format that can not work.
         FloatingPointError: where the loss stays NaN or infinite.
     """
@@ -90,51 +98,82 @@ def fit(
     model = new_model(config, data, device)
     say(describe(config, corpus, data, model.config, device, precision))
     run_dir.mkdir(parents=True, exist_ok=True)
+    about = {"hardware": hardware.describe(device), "precision": f"{precision.name} ({precision.reason})"}
+    exporter = Exporter(run_dir, config, corpus, data, about, on_save)
 
-    run = Run(config, corpus, data, model, device, precision, run_dir, on_save, say)
-    run.evaluate_and_save(step=0)
-    run.training_model = maybe_compile(model, run, say)
-    step = 0
-    while step < config.max_steps and not run.stopper.done:
-        rate = optimizer.learning_rate(step, config)
-        optimizer.set_learning_rate(run.optimizer, rate)
-        loss, grad_norm = run.train_step(step)
-        step += 1
-        run.journal.step(step, loss, grad_norm, rate)
-        if step % config.eval_every == 0 or step == config.max_steps:
-            run.evaluate_and_save(step)
-    return run.finish(step)
+    run = Run(config, data, model, device, precision, exporter, should_stop)
+    try:
+        if run.restore():
+            say(f"Going on from step {run.step:,}.")
+        if run.evaluation_due():  # of fresh weights, or one that a stop cut short
+            run.evaluate_and_save()
+        run.training_model = maybe_compile(run, say)
+        while run.step < config.max_steps and not run.stopper.done:
+            rate = optimizer.learning_rate(run.step, config)
+            optimizer.set_learning_rate(run.optimizer, rate)
+            loss, grad_norm = run.train_step()
+            run.journal.step(run.step, loss, grad_norm, rate)
+            if run.evaluation_due():
+                run.evaluate_and_save()
+            elif time.monotonic() - run.saved >= SAVE_SECONDS:
+                run.save_state()
+    except Stopped:
+        run.save_state()
+        raise
+    finally:
+        run.journal.close()
+    return run.finish(say)
 
 
 class Run:
     """The things of one run that change from step to step, and what is done with them."""
 
-    def __init__(self, config, corpus, data, model, device, precision, run_dir, on_save, say):
-        self.config: TrainConfig = config
-        self.corpus: Corpus = corpus
-        self.data: Dataset = data
-        self.model: gpt2.GPT = model  # what is evaluated and saved
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Dataset,
+        model: gpt2.GPT,
+        device: torch.device,
+        precision: hardware.Precision,
+        exporter: Exporter,
+        should_stop: Callable[[], bool],
+    ):
+        self.config, self.data, self.device, self.precision = config, data, device, precision
+        self.exporter, self.should_stop = exporter, should_stop
+        self.model = model  # what is evaluated and saved
         self.training_model: torch.nn.Module = model  # the same weights, perhaps compiled
-        self.device, self.precision = device, precision
-        self.run_dir, self.on_save, self.say = run_dir, on_save, say
         self.batches = Batches(data.train.ids, config.block_size, config.batch_size, config.seed, config.order)
         self.optimizer = optimizer.build(model, config)
         # float16 has too few small numbers for gradients; the scaler lifts them and backs off on overflow.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
         self.stopper = Stopper(config.patience)
-        self.journal = Journal(run_dir, config.max_steps, config.batch_size * config.block_size, config.log_every)
-        self.prompts = config.prompts or corpus.prompts or default_prompts(data)
+        tokens_per_step = config.batch_size * config.block_size
+        self.journal = Journal(exporter.run_dir, config.max_steps, tokens_per_step, config.log_every)
+        self.prompts = config.prompts or exporter.corpus.prompts or default_prompts(data)
+        self.step = 0  # whole steps behind us
+        self.evaluated = -1  # the step of the last whole evaluation
         self.bad_steps = 0
+        self.saved = time.monotonic()
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision.dtype, enabled=self.precision.dtype != torch.float32)
 
-    def train_step(self, step: int) -> tuple[Tensor, Tensor]:
+    def evaluation_due(self) -> bool:
+        on_time = self.step % self.config.eval_every == 0 or self.step == self.config.max_steps
+        return on_time and self.evaluated != self.step
+
+    def check_stop(self) -> None:
+        if self.should_stop():
+            raise Stopped
+
+    def train_step(self) -> tuple[Tensor, Tensor]:
         """One update of the weights from one batch; returns its mean loss (nats per token) and gradient norm."""
         # The only use of the global generator: dropout draws from it. Seeded by the step, it is a function of it.
-        torch.manual_seed(hash((self.config.seed, step)) % 2**63)
+        digest = hashlib.sha256(f"{self.config.seed}/dropout/{self.step}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:7], "big"))
         self.training_model.train()
-        loss = self.backward(*self.batches.at(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.backward(*self.batches.at(self.step))
         self.scaler.unscale_(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         if self.scaler.is_enabled() or grad_norm.isfinite():
@@ -142,122 +181,132 @@ class Run:
             self.scaler.update()
             self.bad_steps = 0
         else:
-            self.skip(step, loss)
-        self.optimizer.zero_grad(set_to_none=True)
+            self.skip(loss)
+        self.step += 1
         return loss, grad_norm
 
     def backward(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradients of a batch (B, T), a micro-batch at a time; returns the mean loss."""
-        rows = self.config.micro_batch or len(idx)
+        rows = self.rows_at_once()
         scored = (targets != IGNORE).sum()
         total = torch.zeros((), device=self.device)
         for x, y in zip(idx.split(rows), targets.split(rows), strict=True):
+            self.check_stop()
             share = float((y != IGNORE).sum() / scored)  # so that the sum is the mean over the whole batch
+            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
             with self.autocast():
-                _, loss = self.training_model(
-                    x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-                )
+                _, loss = self.training_model(x, y)
             self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
         return total
 
-    def skip(self, step: int, loss: Tensor) -> None:
+    def rows_at_once(self) -> int:
+        """Sequences of a micro-batch: as asked for, else all of them, or on a CPU what takes a few seconds."""
+        if self.config.micro_batch or self.device.type != "cpu":
+            return self.config.micro_batch or self.config.batch_size
+        flops = 6 * self.model.config.n_parameters * self.config.block_size  # of one sequence, forward and backward
+        return max(1, min(self.config.batch_size, int(CPU_MICRO_FLOPS / flops)))
+
+    def skip(self, loss: Tensor) -> None:
         """Leave the weights as they are; give up after MAX_BAD_STEPS in a row."""
         self.bad_steps += 1
         rate = self.optimizer.param_groups[0]["lr"]
-        self.journal.say(f"step {step + 1}: loss {float(loss):.3g} with a gradient that is not finite; step skipped.")
+        step = self.step + 1
+        self.journal.say(f"step {step}: loss {float(loss):.3g} with a gradient that is not finite; step skipped.")
         if self.bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"{MAX_BAD_STEPS} steps in a row up to step {step + 1} were not finite at learning rate {rate:.2g}; "
-                f"{self.run_dir / 'last'} is sound. Try --learning-rate {self.config.learning_rate / 3:.1g}."
+                f"{MAX_BAD_STEPS} steps in a row up to step {step} were not finite at learning rate {rate:.2g}; "
+                f"{self.exporter.run_dir / 'last'} is sound. Try --learning-rate {self.config.learning_rate / 3:.1g}."
             )
 
-    def evaluate_and_save(self, step: int) -> None:
-        """Validation figure, samples, last/, and best/ where it is the best."""
+    def evaluate_and_save(self) -> None:
+        """Validation figure and samples; then the state, last/, and best/ where it is the best."""
         figures = {}
         if len(self.data.validation) > 1:
-            result = evaluate.score(self.model, self.data.validation, autocast=self.autocast())
+            result = evaluate.score(
+                self.model, self.data.validation, autocast=self.autocast(), before_batch=self.check_stop
+            )
             figures["validation_bits_per_byte"] = round(result.bits_per_byte, 5)
-        self.journal.evaluation(step, **figures)
-        for prompt in self.prompts:
-            text = "".join(gpt2.generate(self.model.eval(), self.data.tokenizer, prompt, SAMPLE))
-            self.journal.sample(step, prompt, SAMPLE.seed, text)
-        improved = self.stopper.see(figures.get("validation_bits_per_byte", -step), step)
-        if step:
-            for name in ["last", "best"] if improved and figures else ["last"]:
-                self.save(name, step, figures)
+        samples = [(prompt, self.sample(prompt)) for prompt in self.prompts]
+        self.journal.evaluation(self.step, **figures)
+        for prompt, text in samples:
+            self.journal.sample(self.step, prompt, SAMPLE.seed, text)
+        if figures:
+            self.stopper.see(figures["validation_bits_per_byte"], self.step)
+        self.evaluated = self.step
+        if self.step:
+            self.save_state()
+            self.export(figures)
         self.journal.resume_clock()
 
-    def save(self, name: str, step: int, figures: dict[str, float]) -> None:
-        """Export a checkpoint directory, complete in itself, and let it take its place in one step."""
-        with staged_directory(self.run_dir / name) as stage:
-            provenance = self.provenance(step, figures)
-            gpt2.save(stage, self.model, self.data.tokenizer, dtype=self.config.store, **provenance)
-            self.add_records(stage)
+    def sample(self, prompt: str) -> str:
+        pieces = []
+        for piece in gpt2.generate(self.model.eval(), self.data.tokenizer, prompt, SAMPLE):
+            self.check_stop()
+            pieces.append(piece)
+        return "".join(pieces)
 
-    def add_records(self, directory: Path) -> None:
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            shutil.copyfile(self.run_dir / name, directory / name)
-        entries = read_jsonl(directory / "metrics.jsonl")
-        draw_losses(entries, directory / "loss.png", f"{self.corpus.name}: loss by step")
-        self.on_save(directory)
+    def export(self, figures: dict[str, float]) -> None:
+        """Write last/, and best/ where this step is the best by validation."""
+        is_best = len(self.data.validation) > 1 and self.stopper.best_step == self.step
+        for name in ["last", "best"] if is_best else ["last"]:
+            self.exporter.save(name, self.model, self.step, self.journal.seconds, figures)
 
-    def provenance(self, step: int, figures: dict[str, float]) -> dict[str, Any]:
-        """What training.json says about where these weights come from."""
-        config, data, documents = self.config, self.data, self.corpus.documents
-        public = replace(config, texts=tuple(Path(path.name) for path in config.texts), out=None)
-        return {
-            "preset": config.preset,
-            "command": config.command(),
-            "config": public.to_json(),
-            "corpus": {
-                "name": self.corpus.name,
-                "origin": self.corpus.origin,
-                "license": self.corpus.license,
-                "language": self.corpus.language,
-            },
-            "data": [{"name": d.name, "sha256": d.sha256, "bytes": len(d.text.encode("utf-8"))} for d in documents],
-            "parts": {
-                name: {"tokens": len(part), "bytes": part.bytes}
-                for name, part in (("train", data.train), ("validation", data.validation), ("holdout", data.holdout))
-            },
-            "tokenizer_sha256": data.tokenizer.sha256,
-            "parameters": self.model.config.n_parameters,
-            "steps": step,
-            "tokens_seen": step * config.batch_size * config.block_size,
-            "seconds": round(self.journal.seconds, 1),
-            "figures": figures,
-            "hardware": hardware.describe(self.device),
-            "precision": f"{self.precision.name} ({self.precision.reason})",
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "tiktoken", "safetensors", "tokenizers")},
+    def save_state(self) -> None:
+        """Write what restore() needs; it reads nothing else."""
+        tensors = {f"model.{name}": p.detach().contiguous() for name, p in self.model.named_parameters()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value.contiguous() for key, value in moments.items()}
+        facts = {
+            "config": replace(self.config, texts=tuple(path.absolute() for path in self.config.texts)).to_json(),
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "bad_steps": self.bad_steps,
+            "stopper": vars(self.stopper),
+            "scaler": self.scaler.state_dict(),
+            "journal": self.journal.state(),
+            "data": self.data.key,
         }
+        state.save_state(self.exporter.run_dir / "state", self.step, tensors, facts)
+        self.saved = time.monotonic()
 
-    def finish(self, step: int) -> Result:
-        """Score the exported file on the held-out part, once, and write the figures beside it."""
-        self.journal.close()
-        directory = self.run_dir / self.config.result
+    def restore(self) -> bool:
+        """Take up the newest whole state of the run directory; False where there is none."""
+        state.sweep(self.exporter.run_dir)
+        state.sweep(self.exporter.run_dir / "state")
+        found = state.load_state(self.exporter.run_dir / "state")
+        if found is None:
+            self.journal.restart()
+            return False
+        tensors, facts = found
+        if facts["data"] != self.data.key:
+            raise ValueError("the text has changed since this run began; put it back, or begin with another --name.")
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        moments: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                number, _, name = rest.partition(".")
+                moments.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.scaler.load_state_dict(facts["scaler"])
+        self.step, self.evaluated, self.bad_steps = facts["step"], facts["evaluated"], facts["bad_steps"]
+        self.stopper = Stopper(**{**facts["stopper"], "patience": self.config.patience})
+        self.journal.restore(facts["journal"])
+        if self.evaluated == self.step and self.step:
+            # A kill may have hit between this state and its exports.
+            self.export({"validation_bits_per_byte": self.journal.validation} if self.journal.validation else {})
+        return True
+
+    def finish(self, say: Callable[[str], None]) -> Result:
+        """Score the exported file and write the figures beside it."""
+        directory = self.exporter.run_dir / self.config.result
         if not directory.exists():
             raise FloatingPointError("validation never improved on the untrained model; nothing was saved to best/.")
-        model, _ = gpt2.load(directory, str(self.device), "float32")
-        trained = checkpoint.read_json(directory / "training.json")
-        figures = {}
-        for name, part in (("validation", self.data.validation), ("held_out", self.data.holdout)):
-            if len(part) > 1:
-                self.say(f"Scoring the {name.replace('_', '-')} part ({part.bytes:,} bytes) ...")
-                result = evaluate.score(model, part)
-                figures[f"{name}_bits_per_byte"] = round(result.bits_per_byte, 4)
-                figures[f"{name}_perplexity"] = round(result.perplexity, 3)
-                if name == "held_out":
-                    half = evaluate.score(model, part, overlap=True)
-                    figures["held_out_bits_per_byte_half_overlap"] = round(half.bits_per_byte, 4)
-        losses = [e["loss"] for e in read_jsonl(self.run_dir / "metrics.jsonl") if "loss" in e]
-        if losses:
-            figures["train_loss"] = losses[-1]
-        trained |= {"figures": figures, "seconds": round(self.journal.seconds, 1), "run_steps": step}
-        write_file(directory / "training.json", checkpoint.json_text(trained))
-        self.add_records(directory)
-        return Result(directory, step, figures)
+        figures = self.exporter.finish(directory, str(self.device), self.journal.seconds, say)
+        return Result(directory, self.step, figures)
 
 
 def new_model(config: TrainConfig, data: Dataset, device: torch.device) -> gpt2.GPT:
@@ -278,19 +327,20 @@ def new_model(config: TrainConfig, data: Dataset, device: torch.device) -> gpt2.
     return model.to(device)
 
 
-def maybe_compile(model: gpt2.GPT, run: Run, say: Callable[[str], None]) -> torch.nn.Module:
+def maybe_compile(run: Run, say: Callable[[str], None]) -> torch.nn.Module:
     """The compiled model where it is wanted and works, else the model itself after one warning."""
-    wanted = run.config.compile if run.config.compile is not None else hardware.can_compile(run.device)
+    wanted = hardware.can_compile(run.device) if run.config.compile is None else run.config.compile
     if not wanted:
-        return model
+        return run.model
     say("Compiling the model (a minute or so; --no-compile skips it) ...")
-    run.training_model = torch.compile(model)
+    run.training_model = torch.compile(run.model)
     try:
         run.backward(*run.batches.at(0))
+    except Stopped:
+        raise
     except Exception as error:  # the compilers below raise many kinds
         say(f"torch.compile does not work here ({str(error).splitlines()[0]}); going on without it.")
-        run.training_model = model
-    run.optimizer.zero_grad(set_to_none=True)
+        run.training_model = run.model
     run.journal.resume_clock()
     return run.training_model
 

@@ -496,6 +496,12 @@ def test_missing_and_unexpected_tensors_are_named(directory):
     assert "1 unexpected (transformer.h.0.attn.rotary)" in sentence
 
 
+def test_a_layer_more_than_config_json_has_is_refused(directory):
+    edit_config(directory, n_layer=1)
+    sentence = refusal(directory)
+    assert "0 tensors missing (none), 12 unexpected (transformer.h.1.attn.c_attn.bias, " in sentence
+
+
 def test_of_many_missing_tensors_three_are_named(directory):
     edit_weights(directory, lambda tensors: {"transformer.wte.weight": tensors["transformer.wte.weight"]})
     sentence = refusal(directory)
@@ -666,13 +672,18 @@ def test_what_the_hub_does_not_have_is_never_replaced_by_another(hub, hub_cache,
 
 def test_a_hub_that_says_nothing_is_replaced_by_its_cache(hub, hub_cache, tiny_checkpoint, monkeypatch):
     fill_cache(hub_cache, tiny_checkpoint, sha="c" * 40)
-    hang_up = threading.Event()
     monkeypatch.setattr(checkpoint, "HUB_TIMEOUT", 0.2)
-    hub.do_GET = lambda self: hang_up.wait()
+    answer, given_up = hub.do_GET, threading.Event()
+
+    def answer_late(self):
+        given_up.wait(5)
+        answer(self)
+
+    hub.do_GET = answer_late
     try:
         assert gpt2.find("user/repo").sha == "c" * 40
     finally:
-        hang_up.set()
+        given_up.set()
 
 
 @pytest.mark.parametrize("code", [401, 403, 429, 500, 503])

@@ -8,15 +8,7 @@ import pytest
 import torch
 
 from gpt2 import device as device_module
-from gpt2.device import (
-    can_compile,
-    describe,
-    inference_dtype,
-    pick_device,
-    prepare,
-    training_precision,
-    usable_cores,
-)
+from gpt2.device import can_compile, describe, inference_dtype, pick_device, prepare, training_precision, usable_cores
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 

@@ -274,6 +274,7 @@ def test_tokens_are_written_in_the_order_of_their_ids(any_tokenizer, tmp_path):
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
 def test_a_missing_file_is_named(saved, name):
+    (saved / "tokenizer.json").unlink()
     (saved / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         gpt2.Tokenizer.from_directory(saved)

@@ -1,4 +1,4 @@
-"""What every test of train/ may ask for: a cache of its own, a small text, and a configuration that trains in a second."""
+"""What every test of train/ may ask for: a cache of its own, a small text, a configuration that trains in a second."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from train import trainer
 from train.config import TrainConfig, preset
 from train.corpus import Corpus, Document
 
@@ -16,12 +17,21 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_samples():
+    """Samples of a few tokens: they are most of the time of a run as small as these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "SAMPLE", replace(trainer.SAMPLE, max_new_tokens=12))
+        yield
+
+
 @pytest.fixture(scope="session")
 def corpus() -> Corpus:
     """Two documents of rhymes, 12,000 characters together."""
-    lines = [f"The {n % 7} little birds sat {'high' if n % 3 else 'low'} in tree number {n % 11}.\n" for n in range(250)]
-    text = "".join(lines)
-    return Corpus("rhymes", "Rhymes made for a test.", None, None, (Document("one", text), Document("two", text[3000:])))
+    places = ("low", "high", "still")
+    text = "".join(f"The {n % 7} little birds sat {places[n % 3]} in tree number {n % 11}.\n" for n in range(250))
+    documents = (Document("one", text), Document("two", text[3000:]))
+    return Corpus("rhymes", "Rhymes made for a test.", None, None, documents)
 
 
 @pytest.fixture(scope="session")

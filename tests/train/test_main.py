@@ -13,7 +13,8 @@ def train(run_python, tmp_path):
     """train(*flags) runs python -m train in an empty folder."""
 
     def run(*flags: str):
-        return run_python("-m", "train", *flags, "--device", "cpu", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        cache = str(tmp_path / "cache")
+        return run_python("-m", "train", *flags, "--device", "cpu", cwd=tmp_path, XDG_CACHE_HOME=cache)
 
     return run
 
@@ -45,7 +46,7 @@ def test_an_existing_run_is_never_overwritten(train, tmp_path):
     (tmp_path / "checkpoints" / "my" / "precious").write_text("x", encoding="utf-8")
     done = train("my.txt", *SMALL)
     assert done.returncode == 1
-    assert "--name" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert "--resume" in done.stderr and "--name" in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert [path.name for path in (tmp_path / "checkpoints" / "my").iterdir()] == ["precious"]
 
 

@@ -43,7 +43,7 @@ def test_a_checkpoint_is_complete_in_itself(finished):
     expected |= {"vocab.json", "merges.txt", "training.json", "metrics.jsonl", "samples.jsonl", "loss.png"}
     for name in ("best", "last"):
         assert {path.name for path in (run_dir / name).iterdir()} == expected
-    assert {path.name for path in run_dir.iterdir()} == {"best", "last", "metrics.jsonl", "samples.jsonl"}
+    assert {path.name for path in run_dir.iterdir()} == {"best", "last", "state", "metrics.jsonl", "samples.jsonl"}
 
 
 def test_the_record_says_what_it_was_trained_on_and_how_long(finished, corpus):
@@ -101,8 +101,8 @@ def test_best_is_the_checkpoint_with_the_lowest_validation_figure(tmp_path, corp
     figures = iter([5.0, 3.0, 2.0, 4.0, 4.5])
     monkeypatch.setattr(trainer.evaluate, "score", _scripted(trainer.evaluate.score, figures))
     fit(replace(config, max_steps=40), corpus, tmp_path / "run", say=lambda _: None)
-    steps = {name: gpt2.checkpoint.read_json(tmp_path / "run" / name / "training.json")["steps"] for name in ("best", "last")}
-    assert steps == {"best": 20, "last": 40}
+    steps = [gpt2.checkpoint.read_json(tmp_path / "run" / name / "training.json")["steps"] for name in ("best", "last")]
+    assert steps == [20, 40]
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path, corpus, config, monkeypatch):

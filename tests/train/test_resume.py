@@ -1,0 +1,239 @@
+"""A run that is stopped, or killed, is not lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpt2
+from train import state, trainer
+from train.__main__ import resumed
+from train.journal import read_jsonl
+from train.trainer import Stopped, fit
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MOVING = ("seconds", "tokens_per_second")  # what a clock says differs from run to run
+
+
+@pytest.fixture(scope="module")
+def long(config):
+    """40 steps, every one logged, with dropout: whatever is forgotten shows."""
+    return replace(config, max_steps=40, log_every=2, dropout=0.1, eval_every=10)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, corpus, long):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        run_dir = tmp_path_factory.mktemp("runs") / "rhymes"
+        fit(long, corpus, run_dir, say=lambda _: None)
+    return run_dir
+
+
+def stop_after(batches: int):
+    """A should_stop that says yes once it has been asked this often."""
+    asked = []
+    return lambda: asked.append(1) or len(asked) > batches
+
+
+def facts(run_dir: Path) -> list[dict]:
+    return [
+        {key: value for key, value in entry.items() if key not in MOVING}
+        for name in ("metrics.jsonl", "samples.jsonl")
+        for entry in read_jsonl(run_dir / name)
+    ]
+
+
+def assert_same_run(run_dir: Path, expected: Path) -> None:
+    """Equal weights, bit for bit, in the checkpoints and in the last state, and equal journals."""
+    for name in ("best", "last"):
+        ours, theirs = (gpt2.load(d / name, "cpu", "float32")[0].state_dict() for d in (run_dir, expected))
+        assert all(ours[key].equal(theirs[key]) for key in theirs), name
+    (ours, our_facts), (theirs, their_facts) = (state.load_state(d / "state") for d in (run_dir, expected))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
+    assert our_facts["stopper"] == their_facts["stopper"]
+    assert facts(run_dir) == facts(expected)
+
+
+@pytest.mark.parametrize("asked", [0, 1, 8, 15, 27, 60, 95])
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_end(tmp_path, corpus, long, undisturbed, asked):
+    with pytest.raises(Stopped):
+        fit(long, corpus, tmp_path / "run", should_stop=stop_after(asked), say=lambda _: None)
+    fit(long, corpus, tmp_path / "run", say=lambda _: None)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_a_run_that_stops_many_times_goes_on_to_the_same_end(tmp_path, corpus, long, undisturbed):
+    for _ in range(100):
+        try:
+            fit(long, corpus, tmp_path / "run", should_stop=stop_after(23), say=lambda _: None)
+            break
+        except Stopped:
+            continue
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("doomed", [1, 4, 9, 16, 18, 23, 25, 30, 34, 39])
+def test_an_end_inside_any_kind_of_save_leaves_a_run_that_goes_on_to_the_same_end(
+    tmp_path, corpus, long, undisturbed, monkeypatch, doomed
+):
+    """The doomed-th file that the run puts into place is not, and the run ends there, as by a kill."""
+    count = 0
+
+    def failing(real):
+        def put_in_place(*args):
+            nonlocal count
+            count += 1
+            if count == doomed:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        return put_in_place
+
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", failing(os.rename))
+        patch.setattr(os, "replace", failing(os.replace))
+        fit(long, corpus, run_dir, say=lambda _: None)
+    fit(long, corpus, run_dir, say=lambda _: None)
+    assert_same_run(run_dir, undisturbed)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])
+def test_a_cut_off_state_gives_way_to_the_one_before(tmp_path, corpus, long, undisturbed, share):
+    run_dir = tmp_path / "run"
+    with pytest.raises(Stopped):
+        fit(long, corpus, run_dir, should_stop=stop_after(60), say=lambda _: None)
+    newest = max((run_dir / "state").iterdir())
+    newest.write_bytes(newest.read_bytes()[: int(newest.stat().st_size * share)])
+    fit(long, corpus, run_dir, say=lambda _: None)
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_no_more_states_are_kept_than_a_resume_needs(undisturbed):
+    assert [path.stem for path in sorted((undisturbed / "state").iterdir())] == ["000030", "000040"]
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_state_before_it(tmp_path, corpus, long, undisturbed, monkeypatch):
+    def full(tensors, path, metadata=None):
+        Path(path).write_bytes(b"half a sta")
+        raise OSError(28, "No space left on device")
+
+    real = state.save_file
+    monkeypatch.setattr(trainer.state, "save_file", lambda *a, **k: (full if "000020" in str(a[1]) else real)(*a, **k))
+    with pytest.raises(OSError, match="No space"):
+        fit(long, corpus, tmp_path / "run", say=lambda _: None)
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["000010.safetensors"]
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fit(long, corpus, tmp_path / "run", say=lambda _: None)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_another_text_is_not_resumed(tmp_path, corpus, long):
+    with pytest.raises(Stopped):
+        fit(long, corpus, tmp_path / "run", should_stop=stop_after(30), say=lambda _: None)
+    changed = replace(corpus, documents=corpus.documents[:1])
+    with pytest.raises(ValueError, match="text has changed"):
+        fit(long, changed, tmp_path / "run", say=lambda _: None)
+
+
+def test_resuming_takes_every_setting_from_the_run(tmp_path, corpus, long):
+    with pytest.raises(Stopped):
+        fit(long, corpus, tmp_path / "run", should_stop=stop_after(30), say=lambda _: None)
+    config = resumed(["--resume", "--max-steps", "50", "--micro-batch", "2"], long, tmp_path / "run")
+    assert config == replace(long, resume=True, max_steps=50, micro_batch=2)
+    with pytest.raises(ValueError, match=r"--learning-rate .* another run"):
+        resumed(["--resume", "--learning-rate", "0.5"], long, tmp_path / "run")
+    with pytest.raises(ValueError, match="no state to resume"):
+        resumed(["--resume"], long, tmp_path / "elsewhere")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(*flags) starts python -m train on a small text in an empty folder."""
+    (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog, again and again.\n" * 400, "utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    flags = "--preset tiny --device cpu --dtype float32 --eval-every 3 --max-steps 100000 --patience 0".split()
+
+    def run(*more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "train", *(more or ("my.txt", *flags))]
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+        )
+
+    return run
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to answer")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_how_to_go_on_and_ends_with_0(tmp_path, start, number):
+    process = start()
+    wait_for(tmp_path / "checkpoints" / "my" / "best")
+    sent = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert time.monotonic() - sent < 10
+    assert "Traceback" not in said
+    flags = re.search(r"python -m train (--resume .*)", said)[1].split()
+    step = state.load_state(tmp_path / "checkpoints" / "my" / "state")[1]["step"]
+    again = start(*flags, "--max-steps", str(step + 2))
+    said = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, said
+    assert f"Going on from step {step:,}" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_thirty_kills_at_any_moment_leave_a_run_that_can_be_resumed(tmp_path, start):
+    """Evaluations and saves every third step take most of the time, so that many kills fall into a save."""
+    run_dir, rng, inside = tmp_path / "checkpoints" / "my", random.Random(1), 0
+    process = start()
+    wait_for(run_dir / "metrics.jsonl")
+    for _ in range(30):
+        time.sleep(rng.uniform(0.0, 1.0))
+        process.kill()
+        process.communicate()
+        inside += any(path.suffix == ".tmp" for path in [*run_dir.glob(".*"), *run_dir.glob("state/.*")])
+        began = state.load_state(run_dir / "state") is not None
+        process = start("my.txt", "--resume") if began else (_clear(run_dir), start())[1]
+        deadline = time.monotonic() + 60
+        size = (run_dir / "metrics.jsonl").stat().st_size if began else 0
+        while process.poll() is None and time.monotonic() < deadline:
+            if (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").stat().st_size != size:
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    steps = [entry["step"] for entry in read_jsonl(run_dir / "metrics.jsonl") if "loss" in entry]
+    assert steps == list(range(10, steps[-1] + 1, 10))
+    print(f"30 kills, {inside} inside a save, at step {steps[-1]}")
+    assert inside >= 10
+    assert torch.isfinite(gpt2.load(run_dir, "cpu")[0].transformer.wte.weight).all()
+
+
+def _clear(directory: Path) -> None:
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)

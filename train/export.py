@@ -1,0 +1,105 @@
+"""What a run hands on: its checkpoint directories, and what they say about where they come from.
+
+Knows which files lie in best/ and last/ beside the weights. Knows nothing of steps, gradients or when to save.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gpt2
+from gpt2 import checkpoint
+from train import evaluate
+from train.config import TrainConfig
+from train.corpus import Corpus
+from train.dataset import Dataset
+from train.journal import draw_losses, read_jsonl
+from train.state import staged_directory, write_file
+
+
+class Exporter:
+    """Writes the checkpoint directories of one run.
+
+    Args:
+        about: facts that hold for the whole run and for every export of it, e.g. the hardware.
+        on_save: called with every checkpoint directory before it takes its place.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        corpus: Corpus,
+        data: Dataset,
+        about: dict[str, Any],
+        on_save: Callable[[Path], None],
+    ):
+        self.run_dir, self.config, self.corpus, self.data = run_dir, config, corpus, data
+        self.about, self.on_save = about, on_save
+
+    def save(self, name: str, model: gpt2.GPT, step: int, seconds: float, figures: dict[str, float]) -> None:
+        """Export the model as run_dir/name, complete in itself, in place of the one before."""
+        with staged_directory(self.run_dir / name) as stage:
+            record = self.provenance(model, step, seconds, figures)
+            gpt2.save(stage, model, self.data.tokenizer, dtype=self.config.store, **record)
+            self.add_records(stage)
+
+    def finish(self, directory: Path, device: str, seconds: float, say: Callable[[str], None]) -> dict[str, float]:
+        """Score a finished checkpoint's file, the held-out part for the first and only time, and write the figures
+        beside it."""
+        model, _ = gpt2.load(directory, device, "float32")
+        figures = {}
+        for name, part in (("validation", self.data.validation), ("held_out", self.data.holdout)):
+            if len(part) > 1:
+                say(f"Scoring the {name.replace('_', '-')} part ({part.bytes:,} bytes) ...")
+                result = evaluate.score(model, part)
+                figures[f"{name}_bits_per_byte"] = round(result.bits_per_byte, 4)
+                figures[f"{name}_perplexity"] = round(result.perplexity, 3)
+                if name == "held_out":
+                    half = evaluate.score(model, part, overlap=True)
+                    figures["held_out_bits_per_byte_half_overlap"] = round(half.bits_per_byte, 4)
+        if losses := [entry["loss"] for entry in read_jsonl(self.run_dir / "metrics.jsonl") if "loss" in entry]:
+            figures["train_loss"] = losses[-1]
+        record = checkpoint.read_json(directory / "training.json") | {"figures": figures, "seconds": round(seconds, 1)}
+        write_file(directory / "training.json", checkpoint.json_text(record))
+        self.add_records(directory)
+        return figures
+
+    def add_records(self, directory: Path) -> None:
+        """Copy the journals so far, draw the curve, and let the hook add what it wants."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            shutil.copyfile(self.run_dir / name, directory / name)
+        entries = read_jsonl(directory / "metrics.jsonl")
+        draw_losses(entries, directory / "loss.png", f"{self.corpus.name}: loss by step")
+        self.on_save(directory)
+
+    def provenance(self, model: gpt2.GPT, step: int, seconds: float, figures: dict[str, float]) -> dict[str, Any]:
+        """What training.json says about where these weights come from."""
+        config, corpus, data = self.config, self.corpus, self.data
+        # Others will read it: files are named without the folders they lay in.
+        public = replace(config, texts=tuple(Path(path.name) for path in config.texts), out=None)
+        parts = {"train": data.train, "validation": data.validation, "holdout": data.holdout}
+        texts = [{"name": d.name, "sha256": d.sha256, "bytes": len(d.text.encode())} for d in corpus.documents]
+        libraries = ("torch", "tiktoken", "safetensors", "tokenizers")
+        return {
+            "preset": config.preset,
+            "command": config.command(),
+            "config": public.to_json(),
+            "corpus": {key: getattr(corpus, key) for key in ("name", "origin", "license", "language")},
+            "data": texts,
+            "parts": {name: {"tokens": len(part), "bytes": part.bytes} for name, part in parts.items()},
+            "tokenizer_sha256": data.tokenizer.sha256,
+            "parameters": model.config.n_parameters,
+            "steps": step,
+            "tokens_seen": step * config.batch_size * config.block_size,
+            "seconds": round(seconds, 1),
+            "figures": figures,
+            **self.about,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
+        }
