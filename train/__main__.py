@@ -32,8 +32,8 @@ def parse(argv: list[str], base: TrainConfig | None = None) -> TrainConfig:
         SystemExit: for flags that do not exist (code 2) and --help (0), after tyro has explained.
     """
     if base is None:  # tyro needs the defaults before it parses, so the preset is looked up first
-        named = re.search(r"(?:^|\0)--preset(?:=|\0)([^\0]*)", "\0".join(argv))
-        base = preset(named.group(1) if named else "mini")
+        named = re.findall(r"(?:^|\0)--preset(?:=|\0)([^\0]*)", "\0".join(argv))
+        base = preset(named[-1] if named else "mini")
     flags = {"--compile": ["--compile", "True"], "--no-compile": ["--compile", "False"]}
     words = [part for word in argv for part in flags.get(word, [word])]
     config = tyro.cli(TrainConfig, args=words, default=base, prog="python -m train", description=DESCRIPTION)

@@ -9,6 +9,7 @@ from train.journal import Journal, draw_losses, read_jsonl
 
 def test_a_line_holds_the_mean_since_the_last(tmp_path):
     journal = Journal(tmp_path, max_steps=5, tokens_per_step=100, log_every=2)
+    journal.restart()
     for step, loss in enumerate([1.0, 3.0, 5.0, 7.0, 9.0], start=1):
         journal.step(step, torch.tensor(loss), torch.tensor(0.5), 0.1)
     journal.close()
@@ -18,6 +19,7 @@ def test_a_line_holds_the_mean_since_the_last(tmp_path):
 
 def test_samples_keep_every_character(tmp_path):
     journal = Journal(tmp_path, max_steps=1, tokens_per_step=1, log_every=1)
+    journal.restart()
     text = 'A "quote",\u2028 a line\nand \U0001f431 and \u0000'
     journal.sample(1, "\u00e9", 7, text)
     journal.close()
@@ -34,3 +36,22 @@ def test_the_picture_is_drawn_from_whatever_there_is(tmp_path):
 
 def test_a_missing_journal_is_an_empty_one(tmp_path):
     assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_a_restored_journal_has_no_gap_and_no_double_line(tmp_path):
+    journal = Journal(tmp_path, max_steps=8, tokens_per_step=100, log_every=4)
+    journal.restart()
+
+    def take(steps):
+        for step in steps:
+            journal.step(step, torch.tensor(float(step)), torch.tensor(0.5), 0.1)
+
+    take(range(1, 7))
+    kept = journal.state()
+    take(range(7, 9))
+    journal.close()
+    journal = Journal(tmp_path, max_steps=8, tokens_per_step=100, log_every=4)
+    journal.restore(kept)
+    take(range(7, 9))
+    journal.close()
+    assert [(line["step"], line["loss"]) for line in read_jsonl(tmp_path / "metrics.jsonl")] == [(4, 2.5), (8, 6.5)]

@@ -14,7 +14,7 @@ def train(run_python, tmp_path):
 
     def run(*flags: str):
         cache = str(tmp_path / "cache")
-        return run_python("-m", "train", *flags, "--device", "cpu", cwd=tmp_path, XDG_CACHE_HOME=cache)
+        return run_python("-m", "train", "--device", "cpu", *flags, cwd=tmp_path, XDG_CACHE_HOME=cache)
 
     return run
 
