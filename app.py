@@ -96,6 +96,7 @@ class Served:
 class Progress:
     """How far a text has come."""
 
+    prompt: str  # as the model reads it
     seed: int
     dropped: int  # tokens of the prompt that lie before the model's window
     text: str = ""
@@ -147,33 +148,28 @@ def load_or_fall_back(model_id: str, revision: str) -> Served:
 
 
 def provenance(directory: Path) -> dict[str, str | float | None]:
-    """What training.json says, reduced to short strings and plain numbers: anyone may have written it."""
+    """What training.json says, as short strings and plain numbers: anyone may have written it."""
     try:
-        record = as_dict(read_json(directory / "training.json"))
+        record = read_json(directory / "training.json")
     except (ValueError, OSError):
-        record = {}
-    corpus, figures, data = as_dict(record.get("corpus")), as_dict(record.get("figures")), record.get("data")
-    files = [as_text(as_dict(file).get("name")) for file in data[:3]] if isinstance(data, list) else []
+        record = None
+
+    def at(kind: type, *path: str) -> Any:
+        value = record
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if kind is str:
+            return short(value) if isinstance(value, str) else None
+        return value if type(value) in (int, float) and abs(value) < 1e15 else None  # False for NaN
+
     return {
-        "corpus": as_text(corpus.get("name")) or ", ".join(filter(None, files)) or None,
-        "origin": as_text(corpus.get("origin")),
-        "preset": as_text(record.get("preset")),
-        "hardware": as_text(record.get("hardware")),
-        **{name: as_number(record.get(name)) for name in ("steps", "tokens_seen", "seconds")},
-        **{name: as_number(figures.get(name)) for name in ("held_out_bits_per_byte", "validation_bits_per_byte")},
+        "corpus": at(str, "corpus", "name"),
+        "origin": at(str, "corpus", "origin"),
+        "steps": at(float, "steps"),
+        "tokens_seen": at(float, "tokens_seen"),
+        "held_out_bits_per_byte": at(float, "figures", "held_out_bits_per_byte"),
+        "validation_bits_per_byte": at(float, "figures", "validation_bits_per_byte"),
     }
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def as_text(value: Any) -> str | None:
-    return short(value) or None if isinstance(value, str) else None
-
-
-def as_number(value: Any) -> float | None:
-    return value if type(value) in (int, float) and abs(value) < 1e15 else None  # False for NaN
 
 
 def short(text: str, limit: int = 80) -> str:
@@ -239,7 +235,7 @@ def write(served: Served, source: Callable[..., Iterator], prompt: Any, values: 
     """
     prompt, params = checked(prompt, values)
     dropped = max(0, len(served.tokenizer.encode(prompt)) - served.model.config.block_size)
-    now = Progress(params.seed, dropped)
+    now = Progress(prompt, params.seed, dropped)
     yield now
     started, shown = time.monotonic(), -math.inf
     try:
@@ -255,6 +251,7 @@ def write(served: Served, source: Callable[..., Iterator], prompt: Any, values: 
                     shown = seconds
                     yield now
     except ValueError as error:  # the checkpoint's fault: its output is not finite
+        yield replace(now, stop_reason="error")
         raise refusal(html.escape(str(error))) from error
 
 
@@ -287,6 +284,7 @@ def report(progress: Progress) -> str:
         "end-of-text": "; the model ended its text here. ",
         "deadline": f"; time is up, {DEADLINE} seconds are the limit. ",
         "cancelled": "; stopped by you. ",
+        "error": "; ended by an error. ",
     }[progress.stop_reason]
     if progress.dropped:
         words += f"The prompt is longer than the model's window: its first {progress.dropped:,} tokens were not read. "
@@ -391,11 +389,14 @@ def build(served: Served) -> gr.Blocks:
             for now in progress:
                 if now.stop_reason or now.seconds - said >= 1:  # a screen reader reads every change aloud
                     status, said = report(now), now.seconds
-                yield manuscript(unicode(prompt or ""), now.text), status, now
+                yield manuscript(now.prompt, now.text), status, now
 
-    def stopped(progress: Progress | None):
-        running = progress is not None and progress.stop_reason is None
-        return report(replace(progress, stop_reason="cancelled")) if running else gr.skip()
+    def interrupted(progress: Progress | None, shown: str):
+        """The status line after Stop, or after a refusal."""
+        if progress is None or progress.stop_reason:  # nothing was being written yet
+            return "" if shown == WAITING else gr.skip(), gr.skip()
+        progress = replace(progress, stop_reason="cancelled")
+        return report(progress), progress
 
     def widget(setting: Setting) -> gr.Slider | gr.Number:
         s = setting
@@ -429,11 +430,7 @@ def build(served: Served) -> gr.Blocks:
                         apply_default_css=False,
                     )
                     sheet = gr.HTML(
-                        elem_id="sheet",
-                        elem_classes="sheet",
-                        apply_default_css=False,
-                        max_height=480,
-                        autoscroll=True,
+                        elem_id="sheet", elem_classes="sheet", apply_default_css=False, max_height=640, autoscroll=True
                     )
                     status = gr.HTML(
                         # Gradio fills a template in place, so the line stays the one that is announced.
@@ -461,8 +458,17 @@ def build(served: Served) -> gr.Blocks:
             concurrency_limit=1,
             api_visibility="private",
         )
-        writing.failure(None, status, status, js=f"(shown) => shown === '{WAITING}' ? '' : undefined")
-        stop.click(stopped, progress, status, cancels=writing, queue=False, api_visibility="private")
+        stop.click(None, None, None, cancels=writing)
+        # Gradio calls a cancelled event a failed one. Not a second handler of the click: that would not wait for the
+        # cancelling, and a last update of the text could come after it.
+        writing.failure(
+            interrupted,
+            [progress, status],
+            [status, progress],
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
         gr.api(generate, api_name="generate", concurrency_id="model", concurrency_limit=1)
         gr.api(model_info, api_name="model_info")
     return demo.queue(max_size=64, default_concurrency_limit=1, api_open=False)
@@ -474,11 +480,12 @@ def main() -> int:
         print(f"PORT={port[:20]!r} must be a whole number from 1 to 65535.", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a container says Ctrl-C
-    torch.set_num_threads(usable_cores())
     try:
         served = load_or_fall_back(os.environ.get("MODEL_ID", ""), os.environ.get("MODEL_REVISION", ""))
         if os.environ.get("SPACES_ZERO_GPU") and served.model.config.n_parameters > ZERO_GPU_ABOVE:
             ZERO_GPU_MODEL.extend([served.model.to("cuda"), served.tokenizer])
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(usable_cores())
         demo = build(served)
         demo.launch(
             server_name="0.0.0.0" if os.environ.get("SPACE_ID") else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),

@@ -604,6 +604,7 @@ def test_who_has_to_wait_is_told_so_and_may_leave_the_queue(open_page):
     begin(second)
     second.keyboard.press("Control+Enter")
     wait(second, lambda: status(second) == app.WAITING)
+    second.wait_for_timeout(500)  # until the server has the request too; Gradio can not take back what is on its way
     second.keyboard.press("Escape")
     wait(second, lambda: status(second) == "")
     first.keyboard.press("Escape")
@@ -621,3 +622,4 @@ def test_nothing_is_wider_than_the_screen(open_page, width):
     page.keyboard.press("Control+Enter")
     wait(page, lambda: status(page).startswith("300 tokens"))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#sheet .html-container").evaluate("box => box.scrollWidth <= box.clientWidth")
