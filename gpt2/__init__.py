@@ -7,18 +7,5 @@ from gpt2.model import GPT
 from gpt2.sampler import Outcome, SamplingParams, generate
 from gpt2.tokenizer import TextStream, Tokenizer
 
-__all__ = [
-    "BUNDLED",
-    "GPT",
-    "CheckpointError",
-    "GPTConfig",
-    "KVCache",
-    "Outcome",
-    "SamplingParams",
-    "TextStream",
-    "Tokenizer",
-    "find",
-    "generate",
-    "load",
-    "save",
-]
+__all__ = ["BUNDLED", "GPT", "CheckpointError", "GPTConfig", "KVCache", "Outcome", "SamplingParams", "TextStream"]
+__all__ += ["Tokenizer", "find", "generate", "load", "save"]

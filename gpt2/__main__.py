@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import gpt2
 from gpt2.device import DTYPES
@@ -25,23 +25,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help="what to continue; empty starts a new text")
     p.add_argument(
-        "--checkpoint",
-        default=str(gpt2.BUNDLED),
-        metavar="DIR|REPO_ID[@REVISION]",
-        help="a checkpoint or run directory, or a repository on the Hugging Face Hub",
+        "--checkpoint", default=str(gpt2.BUNDLED), metavar="DIR|REPO_ID[@REVISION]", help="directory, run, Hub id"
     )
     p.add_argument("--max-new-tokens", type=int, default=DEFAULTS.max_new_tokens, metavar="N", help="how many tokens")
     p.add_argument("--temperature", type=float, default=DEFAULTS.temperature, metavar="T", help="0 takes the likeliest")
     p.add_argument("--top-k", type=int, default=DEFAULTS.top_k, metavar="K", help="keep the K likeliest; 0 keeps all")
     p.add_argument("--top-p", type=float, default=DEFAULTS.top_p, metavar="P", help="keep this much probability")
     p.add_argument("--min-p", type=float, default=DEFAULTS.min_p, metavar="M", help="keep M of the likeliest or more")
-    p.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=DEFAULTS.repetition_penalty,
-        metavar="R",
-        help="above 1 avoids what is already in the text",
-    )
+    p.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats itself less")
     p.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text; each sample adds 1")
     p.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many continuations")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -70,15 +61,8 @@ def main(argv: list[str] | None = None) -> int:
             gpt2.SamplingParams(seed=args.seed + args.num_samples - 1)
         if args.device not in ("auto", "cpu", "cuda", "mps") and not args.device.startswith("cuda:"):
             raise ValueError(f"unknown device {args.device!r}; choose auto, cpu, cuda or mps.")
-        params = gpt2.SamplingParams(
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            min_p=args.min_p,
-            repetition_penalty=args.repetition_penalty,
-            seed=args.seed,
-        )
+        names = {field.name for field in fields(gpt2.SamplingParams)}
+        params = gpt2.SamplingParams(**{name: value for name, value in vars(args).items() if name in names})
     except ValueError as error:
         p.error(str(error))  # exit code 2
     # A terminal that can not show a character must not end the program.

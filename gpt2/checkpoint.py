@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,11 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
             f"{directory}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model only {config.vocab_size:,}; "
             "these files do not belong together."
         )
-    weights = _open_weights(directory / WEIGHTS, config)
+    read_weight = _open_weights(directory / WEIGHTS, config)
     model = _empty_model(_fitted(config, tokenizer, directory), where, what)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            tensor = weights[name]
+            tensor = read_weight(name)
             if name == "transformer.wte.weight":
                 parameter.zero_()
                 parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
@@ -129,10 +130,10 @@ def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str 
         (stage / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
         tokenizer.save(stage)
         ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
-        _write_json(stage / "config.json", model.config.to_json())
-        _write_json(stage / "generation_config.json", {**ends, "do_sample": True, "temperature": 1.0, "top_k": 50})
-        if provenance:
-            _write_json(stage / "training.json", provenance)
+        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 50}
+        records = {"config.json": model.config.to_json(), "generation_config.json": {**ends, **sampling}}
+        for name, record in (records | ({"training.json": provenance} if provenance else {})).items():
+            (stage / name).write_text(json_text(record), encoding="utf-8", newline="\n")
         for path in sorted(stage.iterdir()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -237,18 +238,8 @@ def _read_tokenizer(directory: Path) -> Tokenizer:
         raise CheckpointError(f"the tokenizer of {directory} can not be used: {error}") from error
 
 
-class _Weights:
-    """The tensors of a safetensors file under our names, read one at a time."""
-
-    def __init__(self, file, names: dict[str, str]):
-        self._file, self._names = file, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._file.get_tensor(self._names[name])
-
-
-def _open_weights(path: Path, config: GPTConfig) -> _Weights:
-    """Check names and shapes against config before a single weight is read."""
+def _open_weights(path: Path, config: GPTConfig) -> Callable[[str], Tensor]:
+    """Check names and shapes against config before a single weight is read; return what reads one by our name."""
     _check_file(path)
     with torch.device("meta"):
         expected = {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
@@ -278,7 +269,7 @@ def _open_weights(path: Path, config: GPTConfig) -> _Weights:
                 raise CheckpointError(f"{path}: {key} holds {part.get_dtype()} numbers; expected floating point.")
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); download or save it again.") from error
-    return _Weights(file, names)
+    return lambda name: file.get_tensor(names[name])
 
 
 def _empty_model(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> GPT:
@@ -300,10 +291,6 @@ def _to_file(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
             tensor = tensor[: model.config.vocab_size]
         tensors[name] = (tensor.t() if name.endswith(_TRANSPOSED) else tensor).contiguous()
     return tensors
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json_text(content), encoding="utf-8", newline="\n")
 
 
 def _some(names: list[str]) -> str:

@@ -5,6 +5,7 @@ Answers are plain values; nothing is decided at import. Knows nothing of models 
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -125,7 +126,11 @@ def describe(device: torch.device) -> str:
 
 def usable_cores() -> int:
     """CPU cores this process may run on, which in a container is often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": microseconds of CPU in a period; "max 100000": no limit
+    if quota.exists() and (share := quota.read_text(encoding="utf-8").split())[0] != "max":
+        cores = min(cores, math.ceil(int(share[0]) / int(share[1])))
+    return cores
 
 
 def _cpuinfo(field: str) -> str:

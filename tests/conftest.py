@@ -19,6 +19,7 @@ import torch
 
 import gpt2
 
+torch.set_num_threads(1)  # models as small as these only lose time over two threads
 ROOT = Path(__file__).resolve().parent.parent
 
 # Read when huggingface_hub, gradio and tokenizers are first imported, so set before any test does; processes that

@@ -28,6 +28,8 @@ from gradio_client.exceptions import AppError
 
 import app
 import gpt2
+from page import served as loading
+from page import writing
 
 ROOT = Path(app.__file__).resolve().parent
 INJECTIONS = "<img src=x onerror=window.hacked=1> ${window.hacked=2} {{7*7}} </b><script>window.hacked=3</script>"
@@ -120,15 +122,15 @@ def client(running) -> Client:
 
 
 @pytest.fixture
-def tiny_served(tiny_checkpoint) -> app.Served:
-    return app.load(tiny_checkpoint)
+def tiny_served(tiny_checkpoint) -> loading.Served:
+    return loading.load(tiny_checkpoint)
 
 
-def written(served: app.Served, prompt, *values) -> list[app.Progress]:
+def written(served: loading.Served, prompt, *values) -> list[writing.Progress]:
     def source(prompt, params):
-        return app.pieces(served.model, served.tokenizer, prompt, params)
+        return writing.pieces(served.model, served.tokenizer, prompt, params)
 
-    return list(app.write(served, source, prompt, values or (None,) * len(app.SETTINGS)))
+    return list(writing.write(served, source, prompt, values or (None,) * len(writing.SETTINGS)))
 
 
 # The API
@@ -165,7 +167,7 @@ def test_the_api_documents_the_widgets_own_names_and_defaults(running):
         endpoints = json.load(answer)["named_endpoints"]
     assert set(endpoints) == {"/generate", "/model_info"}
     parameters = [(p["parameter_name"], p["parameter_default"]) for p in endpoints["/generate"]["parameters"]]
-    assert parameters == [("prompt", None), *((s.name, s.default) for s in app.SETTINGS)]
+    assert parameters == [("prompt", None), *((s.name, s.default) for s in writing.SETTINGS)]
 
 
 def test_model_info_says_what_is_loaded_and_no_path(client, checkpoint):
@@ -199,7 +201,7 @@ def with_value(position: int, value) -> list:
 @pytest.mark.parametrize("position, value", [(i, value) for i, values in BAD.items() for value in values])
 def test_a_wrong_value_gets_one_sentence_and_the_app_goes_on(running, endpoint, position, value):
     error = running.call(endpoint, with_value(position, value))["error"]["error"]
-    name = "The prompt" if position == 0 else app.SETTINGS[position - 1].name
+    name = "The prompt" if position == 0 else writing.SETTINGS[position - 1].name
     assert error.startswith(name) and error.endswith(".") and len(error) < 120 and "<" not in error
     assert "complete" in running.call("generate", GOOD)
     assert "Traceback" not in running.log()
@@ -256,13 +258,13 @@ def test_zero_gpu_finds_one_decorated_function_and_comes_before_torch(run_python
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = run_python("-c", "import app, spaces; print(spaces.found)", PYTHONPATH=path)
-    assert done.stdout.strip() == str([("pieces_on_zero_gpu", app.DEADLINE + 10)])
+    assert done.stdout.strip() == str([("pieces_on_zero_gpu", writing.DEADLINE + 10)])
 
 
 def test_a_large_model_on_zero_gpu_writes_the_same_text(tiny_served, monkeypatch):
     monkeypatch.setattr(app, "ZERO_GPU_MODEL", [tiny_served.model, tiny_served.tokenizer])
     values = (50, 50, 1.0, 1.0, 0.0, 1.0, 3)
-    *_, borrowed = app.write(tiny_served, app.pieces_on_zero_gpu, "ROMEO:", values)
+    *_, borrowed = writing.write(tiny_served, app.pieces_on_zero_gpu, "ROMEO:", values)
     assert replace(borrowed, seconds=0) == replace(written(tiny_served, "ROMEO:", *values)[-1], seconds=0)
 
 
@@ -309,7 +311,7 @@ def test_a_checkpoint_that_can_not_be_had_gives_way_to_the_bundled_one(
         shutil.copytree(tiny_checkpoint, tmp_path / "broken")
         (tmp_path / "broken" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
         model_id = str(tmp_path / "broken")
-    served = app.load_or_fall_back(model_id, "v1")
+    served = loading.load_or_fall_back(model_id, "v1")
     assert served.name == "tiny" and "could not be loaded" in served.notice
     assert "/no/such" not in served.notice and str(tmp_path) not in served.notice and len(served.notice) < 600
     [notice] = [block.value for block in app.build(served).blocks.values() if block.elem_id == "notice"]
@@ -355,7 +357,7 @@ def test_nobody_gets_past_the_queue(running):
 
 def test_a_run_is_named_after_its_folder(tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "my-run" / "best")
-    assert app.load(tmp_path / "my-run").name == app.load(tmp_path / "my-run" / "best").name == "my-run"
+    assert loading.load(tmp_path / "my-run").name == loading.load(tmp_path / "my-run" / "best").name == "my-run"
 
 
 # What is said to the visitor
@@ -376,7 +378,7 @@ def test_a_run_is_named_after_its_folder(tiny_checkpoint, tmp_path):
 def test_nothing_in_training_json_breaks_the_page_or_runs_in_it(training, tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     (tmp_path / "copy" / "training.json").write_text(training, encoding="utf-8")
-    served = app.load(tmp_path / "copy")
+    served = loading.load(tmp_path / "copy")
     said = app.introduction(served)
     assert "<script" not in said and len(said.encode("utf-8")) < 400
     assert len(json.dumps(served.training, allow_nan=False, ensure_ascii=False).encode("utf-8")) < 2000
@@ -384,7 +386,7 @@ def test_nothing_in_training_json_breaks_the_page_or_runs_in_it(training, tiny_c
 
 
 def test_the_introduction_says_what_the_model_was_trained_on(checkpoint):
-    said = app.introduction(replace(app.load(checkpoint), sha="0123456789abcdef"))
+    said = app.introduction(replace(loading.load(checkpoint), sha="0123456789abcdef"))
     assert said == (
         "<b>endless</b>, a GPT-2 with 0.2 million parameters, trained on &lt;b&gt;A play&lt;/b&gt;: "
         "2.50 bits per byte on held-out text. Revision 01234567."
@@ -401,19 +403,19 @@ def test_the_prompt_and_the_text_are_shown_as_text(tiny_served):
     [("length", "maximum"), ("end-of-text", "ended"), ("deadline", "60 seconds"), ("cancelled", "stopped by you")],
 )
 def test_the_status_line_says_how_much_how_fast_why_it_ended_and_the_seed(reason, words):
-    said = app.report(app.Progress("A", seed=1234, dropped=0, tokens=1200, seconds=4.0, stop_reason=reason))
+    said = writing.report(writing.Progress("A", seed=1234, dropped=0, tokens=1200, seconds=4.0, stop_reason=reason))
     assert said.startswith("1,200 tokens in 4.0 s, 300 per second") and words in said and "Seed 1234" in said
 
 
 def test_a_prompt_that_is_longer_than_the_window_is_said_to_have_lost_its_beginning(tiny_served):
     last = written(tiny_served, "z" * 50, 3, *[None] * 6)[-1]
     assert last.dropped == 50 - tiny_served.model.config.block_size
-    assert f"first {last.dropped} tokens were not read" in app.report(last)
+    assert f"first {last.dropped} tokens were not read" in writing.report(last)
 
 
 def test_a_text_ends_at_the_deadline(checkpoint, monkeypatch):
-    monkeypatch.setattr(app, "DEADLINE", 0.2)
-    last = written(app.load(checkpoint), "ROMEO:", 2000, *[None] * 6)[-1]
+    monkeypatch.setattr(writing, "DEADLINE", 0.2)
+    last = written(loading.load(checkpoint), "ROMEO:", 2000, *[None] * 6)[-1]
     assert last.stop_reason == "deadline" and 0 < last.tokens < 2000 and last.seconds < 5
 
 
@@ -436,11 +438,11 @@ def test_closing_the_progress_closes_the_generation(tiny_served):
 
     def source(prompt, params):
         try:
-            yield from app.pieces(tiny_served.model, tiny_served.tokenizer, prompt, params)
+            yield from writing.pieces(tiny_served.model, tiny_served.tokenizer, prompt, params)
         finally:
             closed.append(True)
 
-    progress = app.write(tiny_served, source, "ROMEO:", (None,) * 7)
+    progress = writing.write(tiny_served, source, "ROMEO:", (None,) * 7)
     next(progress), next(progress)
     progress.close()
     assert closed and inspect.getgeneratorstate(progress) == inspect.GEN_CLOSED

@@ -175,52 +175,26 @@ def _plain(value: Any) -> Any:
 # What may differ when a run is resumed: it changes how the run is computed, not what.
 RESUMABLE = ("resume", "max_steps", "micro_batch", "device", "compile")
 
+# fmt: off
 PRESETS: dict[str, TrainConfig] = {
-    # The bundled checkpoint's recipe: 8 million parameters, half an hour on two CPU cores.
+    # The bundled checkpoint's recipe: 8 million parameters, half an hour to an hour on two CPU cores.
     "mini": TrainConfig(preset="mini", max_steps=1800, eval_every=150, dropout=0.05, store="float16"),
     # Seconds: to see everything work once.
     "tiny": TrainConfig(
-        preset="tiny",
-        tokenizer="bpe:512",
-        n_layer=2,
-        n_head=2,
-        n_embd=64,
-        block_size=64,
-        batch_size=16,
-        max_steps=200,
-        warmup_steps=20,
-        learning_rate=5e-3,
-        min_learning_rate=5e-4,
-        dropout=0.0,
-        eval_every=50,
+        preset="tiny", tokenizer="bpe:512", n_layer=2, n_head=2, n_embd=64, block_size=64, dropout=0.0,
+        batch_size=16, max_steps=200, warmup_steps=20, learning_rate=5e-3, min_learning_rate=5e-4, eval_every=50,
     ),
     # The run this project began with, to the letter: GPT-2 124M on tiny Shakespeare, the same 20 batches 250 times.
     # It memorises; the 10,345 tokens that its batches never reach are held out. Made for a GPU.
     "seed": TrainConfig(
-        preset="seed",
-        corpus="tinyshakespeare",
-        tokenizer="gpt2",
-        holdout=10_345,
-        validation=0,
-        endoftext=False,
-        n_layer=12,
-        n_head=12,
-        n_embd=768,
-        block_size=1024,
-        dropout=0.0,
-        batch_size=16,
-        max_steps=5000,
-        learning_rate=6e-4,
-        min_learning_rate=6e-5,
-        warmup_steps=60,
-        weight_decay=0.1,
-        beta2=0.95,
-        order="sequential",
-        eval_every=500,
-        patience=0,
-        result="last",
+        preset="seed", corpus="tinyshakespeare", tokenizer="gpt2", holdout=10_345, validation=0, endoftext=False,
+        n_layer=12, n_head=12, n_embd=768, block_size=1024, dropout=0.0,
+        batch_size=16, max_steps=5000, order="sequential", warmup_steps=60,
+        learning_rate=6e-4, min_learning_rate=6e-5, weight_decay=0.1, beta2=0.95,
+        eval_every=500, patience=0, result="last",
     ),
 }
+# fmt: on
 
 
 def preset(name: str) -> TrainConfig:

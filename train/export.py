@@ -32,13 +32,7 @@ class Exporter:
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        config: TrainConfig,
-        corpus: Corpus,
-        data: Dataset,
-        about: dict[str, Any],
-        on_save: Callable[[Path], None],
+        self, run_dir: Path, config: TrainConfig, corpus: Corpus, data: Dataset, about: dict, on_save: Callable
     ):
         self.run_dir, self.config, self.corpus, self.data = run_dir, config, corpus, data
         self.about, self.on_save = about, on_save

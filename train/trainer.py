@@ -129,14 +129,7 @@ class Run:
     """The things of one run that change from step to step, and what is done with them."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        data: Dataset,
-        model: gpt2.GPT,
-        device: torch.device,
-        precision: hardware.Precision,
-        exporter: Exporter,
-        should_stop: Callable[[], bool],
+        self, config: TrainConfig, data: Dataset, model: gpt2.GPT, device, precision, exporter: Exporter, should_stop
     ):
         self.config, self.data, self.device, self.precision = config, data, device, precision
         self.exporter, self.should_stop = exporter, should_stop
@@ -311,18 +304,12 @@ class Run:
 
 def new_model(config: TrainConfig, data: Dataset, device: torch.device) -> gpt2.GPT:
     """A model with fresh weights, drawn on the CPU so that a seed means the same everywhere."""
-    sizes = gpt2.GPTConfig(
-        block_size=config.block_size,
-        vocab_size=data.tokenizer.vocab_size,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        n_embd=config.n_embd,
-        dropout=config.dropout,
-        bos_token_id=data.bos,
-        eos_token_id=data.tokenizer.endoftext,
-    )
+    sizes = {name: getattr(config, name) for name in ("block_size", "n_layer", "n_head", "n_embd", "dropout")}
+    ends = {"bos_token_id": data.bos, "eos_token_id": data.tokenizer.endoftext}
     with torch.device("meta"):
-        model = gpt2.GPT(sizes, pad_vocab_to=MODEL_PADDING)
+        model = gpt2.GPT(
+            gpt2.GPTConfig(vocab_size=data.tokenizer.vocab_size, **sizes, **ends), pad_vocab_to=MODEL_PADDING
+        )
     model.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(config.seed))
     return model.to(device)
 

@@ -1,0 +1,1 @@
+"""The rooms of the page; app.py is the way in."""
