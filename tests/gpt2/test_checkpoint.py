@@ -305,7 +305,7 @@ def test_a_save_that_is_cut_off_leaves_whole_files(
     assert fails_at or left == old
 
 
-@pytest.mark.parametrize("function", ["save_file", "_write_json"])
+@pytest.mark.parametrize("function", ["save_file", "json_text"])
 def test_a_full_disk_leaves_the_old_checkpoint(monkeypatch, directory, other_model, tiny_tokenizer, function):
     before = {p.name: p.read_bytes() for p in directory.iterdir()}
 
