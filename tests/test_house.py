@@ -23,7 +23,7 @@ FLOORS = {
     ],
     "train": [
         {"__main__"},
-        {"trainer", "export", "publish", "card"},
+        {"trainer", "setup", "export", "publish", "card"},
         {"dataset", "optimizer", "evaluate", "state", "journal", "vocabulary"},
         {"corpus", "config", "__init__"},
     ],

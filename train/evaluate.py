@@ -37,6 +37,28 @@ class Score:
         return math.exp(self.nats / self.tokens)
 
 
+@dataclass
+class Stopper:
+    """Remembers the best validation figure, and when to give up waiting for a better one."""
+
+    patience: int
+    best: float = math.inf
+    best_step: int = 0
+    waited: int = 0
+
+    def see(self, value: float, step: int) -> bool:
+        """Take in one evaluation; True if it is the best so far. NaN never is."""
+        if value < self.best:
+            self.best, self.best_step, self.waited = value, step, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def done(self) -> bool:
+        return 0 < self.patience <= self.waited
+
+
 def windows(part: Part, block_size: int, overlap: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """(idx, targets) of shape (T,), in order; every token but the separators is a target exactly once.
 

@@ -24,10 +24,11 @@ from train import evaluate, optimizer, state
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Batches, Dataset, prepare
+from train.evaluate import Stopper
 from train.export import Exporter
 from train.journal import Journal
+from train.setup import default_prompts, describe, new_model
 
-MODEL_PADDING = 128  # the head's matrix product is faster when its rows are a multiple of this
 SAMPLE = gpt2.SamplingParams(max_new_tokens=160, temperature=0.8, top_k=50, seed=1)
 MAX_BAD_STEPS = 5  # non-finite steps in a row before giving up
 SAVE_SECONDS = 600  # between states, where evaluations are further apart
@@ -46,28 +47,6 @@ class Result:
     directory: Path  # the checkpoint to use: best/ or last/
     steps: int
     figures: dict[str, float]
-
-
-@dataclass
-class Stopper:
-    """Remembers the best validation figure, and when to give up waiting for a better one."""
-
-    patience: int
-    best: float = math.inf
-    best_step: int = 0
-    waited: int = 0
-
-    def see(self, value: float, step: int) -> bool:
-        """Take in one evaluation; True if it is the best so far. NaN never is."""
-        if value < self.best:
-            self.best, self.best_step, self.waited = value, step, 0
-            return True
-        self.waited += 1
-        return False
-
-    @property
-    def done(self) -> bool:
-        return 0 < self.patience <= self.waited
 
 
 def fit(
@@ -96,9 +75,9 @@ def fit(
     hardware.prepare(device)
     data = prepare(corpus, config, say)
     model = new_model(config, data, device)
-    say(describe(config, corpus, data, model.config, device, precision))
-    run_dir.mkdir(parents=True, exist_ok=True)
     about = {"hardware": hardware.describe(device), "precision": f"{precision.name} ({precision.reason})"}
+    say(describe(config, corpus, data, model.config.n_parameters, about))
+    run_dir.mkdir(parents=True, exist_ok=True)
     exporter = Exporter(run_dir, config, corpus, data, about, on_save)
 
     run = Run(config, data, model, device, precision, exporter, should_stop)
@@ -302,18 +281,6 @@ class Run:
         return Result(directory, self.step, figures)
 
 
-def new_model(config: TrainConfig, data: Dataset, device: torch.device) -> gpt2.GPT:
-    """A model with fresh weights, drawn on the CPU so that a seed means the same everywhere."""
-    sizes = {name: getattr(config, name) for name in ("block_size", "n_layer", "n_head", "n_embd", "dropout")}
-    ends = {"bos_token_id": data.bos, "eos_token_id": data.tokenizer.endoftext}
-    with torch.device("meta"):
-        model = gpt2.GPT(
-            gpt2.GPTConfig(vocab_size=data.tokenizer.vocab_size, **sizes, **ends), pad_vocab_to=MODEL_PADDING
-        )
-    model.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(config.seed))
-    return model.to(device)
-
-
 def maybe_compile(run: Run, say: Callable[[str], None]) -> torch.nn.Module:
     """The compiled model where it is wanted and works, else the model itself after one warning."""
     wanted = hardware.can_compile(run.device) if run.config.compile is None else run.config.compile
@@ -330,22 +297,3 @@ def maybe_compile(run: Run, say: Callable[[str], None]) -> torch.nn.Module:
         run.training_model = run.model
     run.journal.resume_clock()
     return run.training_model
-
-
-def default_prompts(data: Dataset) -> tuple[str, ...]:
-    """Nothing at all, and the first two whole lines of the validation part (or of the training part)."""
-    part = data.validation if len(data.validation) > 1 else data.train
-    text = data.tokenizer.decode(int(i) for i in part.ids[1:400])
-    lines = [line for line in text.splitlines()[1:] if line.strip()]
-    return ("", *(line[:80] + "\n" for line in lines[:2]))
-
-
-def describe(config, corpus, data, sizes: gpt2.GPTConfig, device, precision) -> str:
-    """What is about to be trained, on what, in two lines."""
-    per_step = config.batch_size * config.block_size
-    epochs = config.max_steps * per_step / len(data.train)
-    return (
-        f"Training a GPT-2 of {sizes.n_parameters / 1e6:.2f} million parameters on {corpus.name}: "
-        f"{len(data.train):,} tokens, {config.max_steps:,} steps of {per_step:,}, {epochs:.1f} times through it.\n"
-        f"On {hardware.describe(device)} in {precision.name} ({precision.reason})."
-    )
