@@ -135,7 +135,7 @@ def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str 
         for name, record in (records | ({"training.json": provenance} if provenance else {})).items():
             (stage / name).write_text(json_text(record), encoding="utf-8", newline="\n")
         for path in sorted(stage.iterdir()):
-            with path.open("rb") as file:
+            with path.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(path, directory / path.name)
     finally:

@@ -116,27 +116,16 @@ class Tokenizer:
         merges = [f"{visible(left)} {visible(right)}" for left, right in self.merges]
         marker = {"content": ENDOFTEXT, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        bpe = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+        bpe |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
         fast = {
             "version": "1.0",
-            "truncation": None,
-            "padding": None,
+            **dict.fromkeys(("truncation", "padding", "normalizer")),
             "added_tokens": [{"id": self.endoftext, **marker, "special": True}],
-            "normalizer": None,
             "pre_tokenizer": byte_level,
             "post_processor": {**byte_level, "trim_offsets": False},
             "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": vocab,
-                "merges": [merge.split(" ") for merge in merges],
-            },
+            "model": {"type": "BPE", **bpe, "vocab": vocab, "merges": [merge.split(" ") for merge in merges]},
         }
         settings = {
             "tokenizer_class": "GPT2Tokenizer",

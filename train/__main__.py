@@ -18,6 +18,7 @@ import gpt2
 from train import card, state
 from train.config import RESUMABLE, TrainConfig, preset
 from train.corpus import Corpus, corpus_name, open_corpus
+from train.journal import FILES
 from train.trainer import Result, Stopped, fit
 
 CHECKPOINTS = Path("checkpoints")
@@ -53,7 +54,8 @@ def check_new(directory: Path) -> None:
     Raises:
         ValueError: where something is there already.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    # A run that died before it saved anything left its journals, and nothing to resume.
+    if directory.exists() and (not directory.is_dir() or {path.name for path in directory.iterdir()} - set(FILES)):
         raise ValueError(
             f"{directory} exists already and is never overwritten: go on with it by --resume, or choose another --name."
         )
@@ -129,11 +131,14 @@ def main(argv: list[str] | None = None) -> int:
         try:
             result = fit(config, corpus, directory, on_save=card.write, should_stop=lambda: bool(received))
         except Stopped:
-            where = f" --out {shlex.quote(str(directory))}"
-            print(f"\nStopped and saved. Go on with:  python -m train --resume{where}")
+            print(f"\nStopped and saved. Go on with:  python -m train --resume --out {shlex.quote(str(directory))}")
             return 0
         print(closing_words(result))
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # PyTorch's word for many things
+            raise
+        if isinstance(error, (RuntimeError, MemoryError)):
+            error = "not enough memory; try --micro-batch 1, the result is the same, or a smaller --block-size."
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -151,7 +151,7 @@ def _samples(samples: list[dict[str, Any]]) -> str:
 
 def _sample(sample: dict[str, Any], title: str) -> str:
     text = (sample["prompt"] + sample["text"]).strip("\n")
-    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = "".join(c if c.isprintable() or c in "\n\t\xa0" else "\N{REPLACEMENT CHARACTER}" for c in text)
     # Indented code: no text a model writes can end it.
     return f"**{title.replace('*', '')}**\n\n" + "\n".join(f"    {line}" for line in text.splitlines())
 

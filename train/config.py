@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gpt2.config import GPTConfig
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -61,8 +63,7 @@ class TrainConfig:
 
     # Sequences of block_size tokens in one step.
     batch_size: int = 12
-    # Sequences computed at once. Smaller needs less memory, the result is the same. Unset: all, or on a CPU what
-    # takes a few seconds.
+    # Sequences computed at once: less memory, the same result but for dropout's draws. Unset: by hardware.
     micro_batch: int | None = None
     # Steps to train; the learning rate reaches its end there.
     max_steps: int = 1500
@@ -107,17 +108,18 @@ class TrainConfig:
     compile: Annotated[bool | None, tyro.conf.arg(metavar="")] = None
 
     def __post_init__(self):
-        for field in ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "eval_every", "log_every"):
-            _at_least(1, self, field)
-        for field in ("max_steps", "warmup_steps", "patience", "seed"):
-            _at_least(0, self, field)
-        for field in ("learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout"):
-            _at_least(0, self, field)
+        _at_least(1, self, "n_layer", "n_head", "n_embd", "block_size", "batch_size")
+        _at_least(1, self, "max_steps", "eval_every", "log_every")
+        _at_least(0, self, "warmup_steps", "patience", "seed")
+        _at_least(0, self, "learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
             raise ValueError(f"micro_batch={self.micro_batch} must lie between 1 and batch_size={self.batch_size}.")
         for field in ("dropout", "beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
+        GPTConfig(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd, block_size=self.block_size)  # checks
+        if self.holdout >= 1 and self.tokenizer != "gpt2":
+            raise ValueError("holdout in tokens needs --tokenizer gpt2: others are learned from the text itself.")
         if self.seed >= 2**63:
             raise ValueError(f"seed={self.seed} must be below 2**63.")
         if not 0 <= self.validation < 1 or self.validation + (self.holdout if self.holdout < 1 else 0) > 0.9:
@@ -140,11 +142,11 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command line that repeats this run; files are named without their folders, for others will read it."""
-        words = ["python", "-m", "train", *(path.name for path in self.texts)]
+        words = ["python", "-m", "train", *(path.resolve().name for path in self.texts)]
         for field in fields(self):
             value = getattr(self, field.name)
             as_preset = field.name != "preset" and value == getattr(preset(self.preset), field.name)
-            if as_preset or field.name in ("texts", "out", "resume"):
+            if as_preset or field.name in ("texts", "out", "resume") or (field.name == "corpus" and self.texts):
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
@@ -160,10 +162,10 @@ class TrainConfig:
         return cls(**{**values, **typed, "out": values["out"] and Path(values["out"])})
 
 
-def _at_least(low: float, config: TrainConfig, field: str) -> None:
-    value = getattr(config, field)
-    if not (math.isfinite(value) and value >= low):
-        raise ValueError(f"{field}={value} must be a finite number of at least {low}.")
+def _at_least(low: float, config: TrainConfig, *names: str) -> None:
+    for name in names:
+        if not (math.isfinite(value := getattr(config, name)) and value >= low):
+            raise ValueError(f"{name}={value} must be a finite number of at least {low}.")
 
 
 def _plain(value: Any) -> Any:

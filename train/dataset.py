@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -69,7 +70,11 @@ def prepare(corpus: Corpus, config: TrainConfig, say=lambda sentence: None) -> D
         say(f"Tokenising {len(corpus.documents)} documents ...")
         with staged_directory(directory) as stage:
             _write_shards(corpus, config, stage)
-    dataset = _read_shards(directory)
+    try:
+        dataset = _read_shards(directory)
+    except (SafetensorError, OSError, ValueError, KeyError):  # damaged: a cache can be made anew
+        shutil.rmtree(directory)
+        return prepare(corpus, config, say)
     if len(dataset.train) <= config.block_size:
         fits = max(1, 2 ** (max(2, len(dataset.train)) - 1).bit_length() // 4)
         raise ValueError(

@@ -106,7 +106,7 @@ def score(
         n = int((targets != IGNORE).sum())
         with autocast or torch.autocast(device.type, enabled=False):
             _, loss = model(idx, targets)
-        nats += loss.double().cpu() * n
+        nats += loss.cpu().double() * n  # in this order: MPS has no float64
         tokens += n
         batch.clear()
 

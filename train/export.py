@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import gpt2
 from gpt2 import checkpoint
 from train import evaluate
@@ -44,10 +46,10 @@ class Exporter:
             gpt2.save(stage, model, self.data.tokenizer, dtype=self.config.store, **record)
             self.add_records(stage)
 
-    def finish(self, directory: Path, device: str, seconds: float, say: Callable[[str], None]) -> dict[str, float]:
-        """Score a finished checkpoint's file, the held-out part for the first and only time, and write the figures
-        beside it."""
-        model, _ = gpt2.load(directory, device, "float32")
+    def finish(self, directory: Path, step: int, seconds: float, say: Callable[[str], None]) -> dict[str, float]:
+        """Score a finished checkpoint's file, its held-out part for the only time; write the figures beside it."""
+        torch.set_float32_matmul_precision("highest")  # no TensorFloat-32 in a figure
+        model, _ = gpt2.load(directory, self.config.device, "float32")
         figures = {}
         for name, part in (("validation", self.data.validation), ("held_out", self.data.holdout)):
             if len(part) > 1:
@@ -60,7 +62,8 @@ class Exporter:
                     figures["held_out_bits_per_byte_half_overlap"] = round(half.bits_per_byte, 4)
         if losses := [entry["loss"] for entry in read_jsonl(self.run_dir / "metrics.jsonl") if "loss" in entry]:
             figures["train_loss"] = losses[-1]
-        record = checkpoint.read_json(directory / "training.json") | {"figures": figures, "seconds": round(seconds, 1)}
+        record = checkpoint.read_json(directory / "training.json")
+        record |= {"figures": figures, "seconds": round(seconds, 1), "run_steps": step}
         write_file(directory / "training.json", checkpoint.json_text(record))
         self.add_records(directory)
         return figures
@@ -77,7 +80,7 @@ class Exporter:
         """What training.json says about where these weights come from."""
         config, corpus, data = self.config, self.corpus, self.data
         # Others will read it: files are named without the folders they lay in.
-        public = replace(config, texts=tuple(Path(path.name) for path in config.texts), out=None)
+        public = replace(config, texts=tuple(Path(path.resolve().name) for path in config.texts), out=None)
         parts = {"train": data.train, "validation": data.validation, "holdout": data.holdout}
         texts = [{"name": d.name, "sha256": d.sha256, "bytes": len(d.text.encode())} for d in corpus.documents]
         libraries = ("torch", "tiktoken", "safetensors", "tokenizers")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from train.state import write_file
+from train.state import flush, write_file
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 
@@ -37,6 +37,7 @@ class Journal:
         self.validation: float | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._started = self._mark = time.perf_counter()
+        self._timed = 0  # steps since the mark, which is how long they took
         self._bar: tqdm | None = None
 
     def restart(self) -> None:
@@ -46,7 +47,9 @@ class Journal:
         self._open_bar(0)
 
     def state(self) -> dict[str, Any]:
-        """What restore() needs to go on from here without a gap or a double line."""
+        """What restore() needs to go on from here without a gap or a double line; on the disk before it is."""
+        for name in FILES:
+            flush(self.directory / name)
         return {
             "bytes": {name: (self.directory / name).stat().st_size for name in FILES},
             "pending": [[float(value) for value in pair] for pair in self._pending],
@@ -59,7 +62,7 @@ class Journal:
         """Go on from a state(): lines written after it are cut off."""
         for name, size in state["bytes"].items():
             with (self.directory / name).open("ab") as file:
-                file.truncate(size)
+                file.truncate(min(size, file.tell()))
         self._pending = [tuple(torch.tensor(value) for value in pair) for pair in state["pending"]]
         self.validation = state["validation"]
         self._started = time.perf_counter() - state["seconds"]
@@ -84,11 +87,12 @@ class Journal:
     def step(self, step: int, loss: Tensor, grad_norm: Tensor, learning_rate: float) -> None:
         """Note one finished step (counted from 1). Losses are averaged, and read from the device, once a line."""
         self._pending.append((loss.detach(), grad_norm.detach()))
+        self._timed += 1
         if step % self.log_every == 0 or step == self.max_steps:
             # A skipped step has no finite loss or gradient; the mean is over the others.
             finite = [pair for pair in self._pending if all(map(torch.isfinite, pair))] or self._pending
             loss_mean, norm_mean = (float(sum(column)) / len(finite) for column in zip(*finite, strict=True))
-            speed = len(self._pending) * self.tokens_per_step / (time.perf_counter() - self._mark)
+            speed = self._timed * self.tokens_per_step / (time.perf_counter() - self._mark)
             self._write(
                 "metrics.jsonl",
                 step=step,
@@ -102,7 +106,7 @@ class Journal:
             validation = "" if self.validation is None else f"val {self.validation:.3f} bpb | "
             self._bar.set_description_str(f"loss {loss_mean:.3f} | {validation}{speed:,.0f} tok/s | ", refresh=False)
             self._pending.clear()
-            self._mark = time.perf_counter()
+            self.resume_clock()
         self._bar.update()
 
     def evaluation(self, step: int, **figures: float) -> None:
@@ -116,7 +120,7 @@ class Journal:
 
     def resume_clock(self) -> None:
         """Training goes on: what happened since the last line is not part of its speed."""
-        self._mark = time.perf_counter()
+        self._mark, self._timed = time.perf_counter(), 0
 
     def say(self, sentence: str) -> None:
         """Print a line without tearing the bar."""

@@ -28,9 +28,9 @@ def staged_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,12 +44,12 @@ def staged_directory(path: Path) -> Iterator[Path]:
         stage.chmod(0o755)
         yield stage
         for file in stage.rglob("*"):
-            _flush(file)
+            flush(file)
         old = path.with_name(f".{path.name}-{os.getpid()}-old.tmp")
         if path.exists():
             os.rename(path, old)  # a directory can not be renamed over a full one
         os.rename(stage, path)
-        _flush(path.parent)
+        flush(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -93,10 +93,11 @@ def _states(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Make sure that a file, or the names in a directory, would survive a power cut."""
     if os.name == "nt" and path.is_dir():
         return  # Windows can not open a directory
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes what it may write
     try:
         os.fsync(descriptor)
     finally:

@@ -61,7 +61,7 @@ def fit(
 
     Args:
         run_dir: gets metrics.jsonl, samples.jsonl, best/, last/ and state/.
-        on_save: called with every checkpoint directory before it takes its place.
+        on_save: called with every checkpoint directory that is written.
         should_stop: asked often; once it says yes the unfinished step is dropped and the state saved.
         say: told in a sentence what is happening.
 
@@ -188,7 +188,7 @@ class Run:
         if self.bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
                 f"{MAX_BAD_STEPS} steps in a row up to step {step} were not finite at learning rate {rate:.2g}; "
-                f"{self.exporter.run_dir / 'last'} is sound. Try --learning-rate {self.config.learning_rate / 3:.1g}."
+                f"what was saved before is sound. Try --learning-rate {self.config.learning_rate / 3:.1g}."
             )
 
     def evaluate_and_save(self) -> None:
@@ -263,7 +263,8 @@ class Run:
                 number, _, name = rest.partition(".")
                 moments.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.scaler.load_state_dict(facts["scaler"])
+        if facts["scaler"]:  # empty where the run had none before
+            self.scaler.load_state_dict(facts["scaler"])
         self.step, self.evaluated, self.bad_steps = facts["step"], facts["evaluated"], facts["bad_steps"]
         self.stopper = Stopper(**{**facts["stopper"], "patience": self.config.patience})
         self.journal.restore(facts["journal"])
@@ -277,7 +278,7 @@ class Run:
         directory = self.exporter.run_dir / self.config.result
         if not directory.exists():
             raise FloatingPointError("validation never improved on the untrained model; nothing was saved to best/.")
-        figures = self.exporter.finish(directory, str(self.device), self.journal.seconds, say)
+        figures = self.exporter.finish(directory, self.step, self.journal.seconds, say)
         return Result(directory, self.step, figures)
 
 

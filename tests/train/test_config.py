@@ -46,10 +46,19 @@ def test_the_recorded_command_names_files_without_the_folders_they_lay_in():
     assert config.command() == "python -m train my.txt --preset tiny"
 
 
+def test_the_recorded_command_for_a_text_of_ones_own_names_no_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        replace(preset("seed"), texts=(Path("a.txt"),), corpus=None).command() == "python -m train a.txt --preset seed"
+    )
+    assert replace(preset("tiny"), texts=(Path("."),)).command() == f"python -m train {tmp_path.name} --preset tiny"
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"max_steps": -1},
+        {"max_steps": 0},
+        {"holdout": 100},
         {"n_layer": 0},
         {"learning_rate": float("nan")},
         {"learning_rate": -1e-3},

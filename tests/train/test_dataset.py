@@ -58,6 +58,14 @@ def test_the_second_time_the_shards_are_read_and_equal(corpus, config, monkeypat
     assert second.holdout == second.holdout
 
 
+def test_a_damaged_cache_is_made_anew(corpus, config):
+    first = prepare(corpus, config)
+    shard = next(cache_dir().rglob("train-*.safetensors"))
+    shard.unlink()  # first maps the file: it keeps what it has, and another takes its place
+    shard.write_bytes(b"")
+    assert prepare(corpus, config).train.ids.equal(first.train.ids)
+
+
 def test_another_text_or_split_or_vocabulary_is_other_shards(corpus, config):
     changed = Corpus("rhymes", "o", None, None, (Document("one", corpus.documents[0].text + "!"),))
     for other, settings in [

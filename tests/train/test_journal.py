@@ -55,3 +55,27 @@ def test_a_restored_journal_has_no_gap_and_no_double_line(tmp_path):
     take(range(7, 9))
     journal.close()
     assert [(line["step"], line["loss"]) for line in read_jsonl(tmp_path / "metrics.jsonl")] == [(4, 2.5), (8, 6.5)]
+
+
+def test_a_journal_that_lost_its_end_in_a_power_cut_is_not_filled_up_with_zeros(tmp_path):
+    journal = Journal(tmp_path, max_steps=8, tokens_per_step=100, log_every=4)
+    journal.restart()
+    journal.evaluation(0, validation_bits_per_byte=3.0)
+    kept = journal.state()
+    (tmp_path / "metrics.jsonl").write_bytes(b"")
+    journal.restore(kept)
+    journal.close()
+    assert read_jsonl(tmp_path / "metrics.jsonl") == []
+
+
+def test_speed_counts_only_the_steps_since_the_clock_was_reset(tmp_path, monkeypatch):
+    now = iter(range(1000))
+    monkeypatch.setattr("train.journal.time.perf_counter", lambda: float(next(now)))
+    journal = Journal(tmp_path, max_steps=4, tokens_per_step=100, log_every=4)
+    journal.restart()
+    for step in range(1, 4):
+        journal.step(step, torch.tensor(1.0), torch.tensor(1.0), 0.1)
+    journal.resume_clock()
+    journal.step(4, torch.tensor(1.0), torch.tensor(1.0), 0.1)
+    journal.close()
+    assert read_jsonl(tmp_path / "metrics.jsonl")[0]["tokens_per_second"] == 100

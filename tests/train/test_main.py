@@ -58,7 +58,7 @@ def test_an_existing_run_is_never_overwritten(train, tmp_path):
         (b"To be", [], 1, "too short"),
         (b"fine so far \xff and on" * 50, [], 1, "0xff"),
         (TEXT.encode(), ["--preset", "huge"], 2, "unknown preset 'huge'"),
-        (TEXT.encode(), ["--n-embd", "65"], 1, "divisible"),
+        (TEXT.encode(), ["--n-embd", "65"], 2, "divisible"),
         (TEXT.encode(), ["--learning-rate", "nan"], 2, "learning_rate"),
         (TEXT.encode(), ["--device", "cuda:99"], 1, "cuda:99"),
     ],
@@ -71,6 +71,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(train, tmp_path, co
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_that_died_before_it_saved_anything_is_begun_anew(train, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    died = train("my.txt", *SMALL, "--learning-rate", "1e30", "--max-steps", "40", "--eval-every", "40")
+    assert died.returncode == 1
+    assert "Try --learning-rate" in died.stderr and "Traceback" not in died.stderr
+    assert train("my.txt", *SMALL).returncode == 0
 
 
 def test_an_unknown_flag_is_answered_with_the_nearest(train):

@@ -148,7 +148,7 @@ def test_a_compiler_that_fails_is_one_sentence_and_the_run_goes_on(tmp_path, cor
 
 
 def test_the_result_of_a_run_without_validation_is_its_last_checkpoint(tmp_path, corpus, config):
-    config = replace(config, validation=0, result="last", holdout=100, endoftext=False, order="sequential")
+    config = replace(config, validation=0, result="last", endoftext=False, order="sequential")
     result = fit(config, corpus, tmp_path / "run", say=lambda _: None)
     assert result.directory == tmp_path / "run" / "last"
     assert "held_out_bits_per_byte" in result.figures and "validation_bits_per_byte" not in result.figures
