@@ -17,7 +17,7 @@ import tyro
 import gpt2
 from train import card, state
 from train.config import RESUMABLE, TrainConfig, preset
-from train.corpus import Corpus, corpus_name, open_corpus
+from train.corpus import corpus_name, open_corpus
 from train.journal import FILES
 from train.trainer import Result, Stopped, fit
 
@@ -61,7 +61,7 @@ def check_new(directory: Path) -> None:
         )
 
 
-def resumed(argv: list[str], config: TrainConfig, directory: Path) -> TrainConfig:
+def resumed(argv: list[str], directory: Path) -> TrainConfig:
     """The interrupted run's own configuration, with what the flags may change.
 
     Raises:
@@ -123,10 +123,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         directory = run_directory(config)
         if config.resume:
-            config = resumed(argv, config, directory)
+            config = resumed(argv, directory)
         else:
             check_new(directory)
-        corpus: Corpus = open_corpus(config.texts, config.corpus)
+        corpus = open_corpus(config.texts, config.corpus)
         received = stop_on_signals()
         try:
             result = fit(config, corpus, directory, on_save=card.write, should_stop=lambda: bool(received))
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and "memory" not in str(error):  # PyTorch's word for many things
             raise
         if isinstance(error, (RuntimeError, MemoryError)):
-            error = "not enough memory; try --micro-batch 1, the result is the same, or a smaller --block-size."
+            error = "not enough memory; try --micro-batch 1 or a smaller --block-size."
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -21,7 +21,7 @@ from train import evaluate
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Dataset
-from train.journal import draw_losses, read_jsonl
+from train.journal import FILES, draw_losses, read_jsonl
 from train.state import staged_directory, write_file
 
 
@@ -30,7 +30,7 @@ class Exporter:
 
     Args:
         about: facts that hold for the whole run and for every export of it, e.g. the hardware.
-        on_save: called with every checkpoint directory before it takes its place.
+        on_save: called with every checkpoint directory that is written.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Exporter:
 
     def add_records(self, directory: Path) -> None:
         """Copy the journals so far, draw the curve, and let the hook add what it wants."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in FILES:
             shutil.copyfile(self.run_dir / name, directory / name)
         entries = read_jsonl(directory / "metrics.jsonl")
         draw_losses(entries, directory / "loss.png", f"{self.corpus.name}: loss by step")

@@ -152,12 +152,12 @@ def test_another_text_is_not_resumed(tmp_path, corpus, long):
 def test_resuming_takes_every_setting_from_the_run(tmp_path, corpus, long):
     with pytest.raises(Stopped):
         fit(long, corpus, tmp_path / "run", should_stop=stop_after(30), say=lambda _: None)
-    config = resumed(["--resume", "--max-steps", "50", "--micro-batch", "2"], long, tmp_path / "run")
+    config = resumed(["--resume", "--max-steps", "50", "--micro-batch", "2"], tmp_path / "run")
     assert config == replace(long, resume=True, max_steps=50, micro_batch=2)
     with pytest.raises(ValueError, match=r"--learning-rate .* another run"):
-        resumed(["--resume", "--learning-rate", "0.5"], long, tmp_path / "run")
+        resumed(["--resume", "--learning-rate", "0.5"], tmp_path / "run")
     with pytest.raises(ValueError, match="no state to resume"):
-        resumed(["--resume"], long, tmp_path / "elsewhere")
+        resumed(["--resume"], tmp_path / "elsewhere")
 
 
 @pytest.fixture
