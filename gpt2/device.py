@@ -8,12 +8,32 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Whole names of cards, so that a MIG slice, a laptop's or a "Ti" is none of them; dense TFLOP/s of half precision with
+# float32 sums, and of float32, from Ampere on as TensorFloat-32. Datasheets often print the double, "with sparsity".
+_PEAKS = (
+    ("H100 80GB HBM3|H200", 989.5, 494.5),  # NVIDIA H100 and H200 datasheets, SXM: 1,979 and 989 with sparsity
+    ("H[12]00 NVL", 835.5, 417.5),  # the same datasheets, NVL: 1,671 and 835 with sparsity
+    ("H100 PCIe", 756.5, 378),  # NVIDIA H100 datasheet of 2022, PCIe: 1,513 and 756 with sparsity
+    ("A100-(SXM4?|PCIE)-[48]0GB|A100 80GB PCIe", 312, 156),  # NVIDIA A100 datasheet
+    ("L40S", 362, 183),  # NVIDIA L40S datasheet
+    ("L4", 121, 60),  # NVIDIA L4 datasheet: 242 and 120 with sparsity
+    ("A10", 125, 62.5),  # NVIDIA A10 datasheet
+    ("A10G", 70, 35),  # NVIDIA A10G datasheet, published by AWS
+    ("RTX 4090", 165.2, 82.6),  # NVIDIA Ada GPU architecture whitepaper, appendix A
+    ("RTX 3090", 71, 35.6),  # NVIDIA GA102 GPU architecture whitepaper, appendix A
+    ("V100-SXM2-(16|32)GB", 125, 15.7),  # NVIDIA V100 datasheet
+    ("V100-PCIE-(16|32)GB", 112, 14),  # the same
+    ("V100S-PCIE-32GB", 130, 16.4),  # the same
+    ("T4", 65, 8.1),  # NVIDIA T4 datasheet
+)
 
 
 @dataclass(frozen=True)
@@ -99,18 +119,32 @@ def inference_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
     return DTYPES[name]
 
 
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the datasheet promises for dense matrix products of a format; None where that is not known."""
+    if device.type != "cuda" or (dtype == torch.bfloat16 and not has_native_bfloat16(device)):
+        return None
+    name = re.sub("^((NVIDIA|Tesla|GeForce) )+", "", describe(device))
+    for pattern, half, single in _PEAKS:
+        if re.fullmatch(pattern, name):
+            return (single if dtype == torch.float32 else half) * 1e12
+    return None
+
+
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile pays by default: on CUDA GPUs new enough for Triton. On two CPU cores it gained nothing."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
-def prepare(device: torch.device) -> None:
+def prepare(device: torch.device, processes: int = 1) -> None:
     """Process-wide settings for heavy work; an entry point calls it once.
 
     The CPU gets as many threads as it has usable cores (in a container, PyTorch counts the machine's), and float32
     matrix products on a GPU may use TensorFloat-32, as in every GPT-2 training since 2020.
+
+    Args:
+        processes: how many share the machine.
     """
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(max(1, usable_cores() // processes))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 

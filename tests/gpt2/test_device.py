@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from gpt2 import device as device_module
-from gpt2.device import can_compile, describe, inference_dtype, pick_device, prepare, training_precision, usable_cores
+from gpt2.device import (
+    can_compile,
+    describe,
+    has_native_bfloat16,
+    inference_dtype,
+    peak_flops,
+    pick_device,
+    prepare,
+    training_precision,
+    usable_cores,
+)
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -17,16 +27,18 @@ CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 def machine(monkeypatch):
     """machine(capability=(7, 5), mps=False, flags="avx2") is the computer that the test runs on."""
 
-    def build(capability: tuple[int, int] | None = None, mps: bool = False, flags: str = "", gpus: int = 1) -> None:
+    def build(
+        capability: tuple[int, int] | None = None, mps: bool = False, flags: str = "", gpus: int = 1, name: str = ""
+    ) -> None:
         there = capability is not None
-        for name, answer in {
+        for question, answer in {
             "is_available": there,
             "device_count": gpus if there else 0,
             "get_device_capability": capability,
-            "get_device_name": f"Fake GPU {capability}",
+            "get_device_name": name or f"Fake GPU {capability}",
             "is_bf16_supported": True,  # what torch says of every GPU since it emulates the format
         }.items():
-            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+            monkeypatch.setattr(torch.cuda, question, lambda *args, answer=answer, **kwargs: answer)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         monkeypatch.setattr(device_module, "_cpu_flags", lambda: set(flags.split()))
 
@@ -83,6 +95,7 @@ def test_the_cpu_is_always_there(machine):
         (CUDA, {"capability": (7, 5)}, "float16", "float16"),  # T4: says it has bfloat16, and emulates it
         (CUDA, {"capability": (8, 0)}, "bfloat16", "bfloat16"),  # A100
         (CUDA, {"capability": (8, 6)}, "bfloat16", "bfloat16"),
+        (CUDA, {"capability": (8, 9)}, "bfloat16", "bfloat16"),  # L4
         (CUDA, {"capability": (9, 0)}, "bfloat16", "bfloat16"),  # H100
         (CUDA, {"capability": (12, 0)}, "bfloat16", "bfloat16"),
         (MPS, {"mps": True}, "float32", "float32"),
@@ -96,14 +109,30 @@ def test_the_number_format_is_the_one_the_hardware_has(machine, device, hardware
     machine(**hardware)
     assert training_precision(device).name == training
     assert inference_dtype(device) == getattr(torch, inference)
+    assert has_native_bfloat16(device) is (training == "bfloat16")
 
 
-def test_the_choice_comes_with_its_reason(machine):
-    machine((7, 5))
-    assert training_precision(CUDA).reason == "Fake GPU (7, 5) has no native bfloat16; gradients are scaled"
-    machine((8, 0))
-    assert training_precision(CUDA).reason == "native on Fake GPU (8, 0)"
-    assert training_precision(CUDA, "float32").reason == "as asked"
+@pytest.mark.parametrize(
+    ("device", "hardware", "name", "reason"),
+    [
+        (
+            CUDA,
+            {"capability": (7, 5), "name": "Tesla T4"},
+            "auto",
+            "Tesla T4 has no native bfloat16; gradients are scaled",
+        ),
+        (CUDA, {"capability": (7, 0), "name": "V100"}, "auto", "V100 has no native bfloat16; gradients are scaled"),
+        (CUDA, {"capability": (8, 0), "name": "A100"}, "auto", "native on A100"),
+        (CUDA, {"capability": (8, 0), "name": "A100"}, "float32", "as asked"),
+        (MPS, {"mps": True}, "auto", "Apple GPU (MPS) has no fast half precision for training"),
+        (CPU, {"flags": "avx2"}, "auto", "Some CPU has no fast half precision for training"),
+        (CPU, {"flags": "avx512_bf16"}, "auto", "native on Some CPU"),
+    ],
+)
+def test_the_choice_comes_with_its_reason(machine, monkeypatch, device, hardware, name, reason):
+    machine(**hardware)
+    monkeypatch.setattr(device_module, "_cpu_name", lambda: "Some CPU")
+    assert training_precision(device, name).reason.replace(f", {usable_cores()} cores", "") == reason
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
@@ -140,6 +169,65 @@ def test_compiling_pays_on_gpus_that_triton_knows(machine, capability, expected)
     machine(capability)
     assert can_compile(CUDA) is expected
     assert can_compile(CPU) is can_compile(MPS) is False
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "half", "single"),
+    [
+        ("NVIDIA H100 80GB HBM3", (9, 0), 989.5, 494.5),
+        ("NVIDIA H100 PCIe", (9, 0), 756.5, 378),
+        ("NVIDIA H100 NVL", (9, 0), 835.5, 417.5),
+        ("NVIDIA H200", (9, 0), 989.5, 494.5),
+        ("NVIDIA A100-SXM4-40GB", (8, 0), 312, 156),
+        ("NVIDIA A100-SXM4-80GB", (8, 0), 312, 156),
+        ("NVIDIA A100-PCIE-40GB", (8, 0), 312, 156),
+        ("NVIDIA A100 80GB PCIe", (8, 0), 312, 156),
+        ("NVIDIA L4", (8, 9), 121, 60),
+        ("NVIDIA L40S", (8, 9), 362, 183),
+        ("NVIDIA A10", (8, 6), 125, 62.5),
+        ("NVIDIA A10G", (8, 6), 70, 35),
+        ("NVIDIA GeForce RTX 4090", (8, 9), 165.2, 82.6),
+        ("NVIDIA GeForce RTX 3090", (8, 6), 71, 35.6),
+        ("GeForce RTX 3090", (8, 6), 71, 35.6),
+        ("Tesla V100-SXM2-16GB", (7, 0), 125, 15.7),
+        ("Tesla V100-PCIE-32GB", (7, 0), 112, 14),
+        ("Tesla V100S-PCIE-32GB", (7, 0), 130, 16.4),
+        ("Tesla T4", (7, 5), 65, 8.1),
+    ],
+)
+def test_the_peak_of_a_card_is_its_datasheets_without_sparsity(machine, name, capability, half, single):
+    machine(capability, name=name)
+    assert peak_flops(CUDA, torch.float16) == half * 1e12
+    assert peak_flops(CUDA, torch.float32) == single * 1e12
+    assert peak_flops(CUDA, torch.bfloat16) == (half * 1e12 if capability >= (8, 0) else None)  # emulated: no promise
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 2080 with Max-Q Design",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA A100-SXM-64GB",
+        "NVIDIA A10-24Q",
+        "NVIDIA T400",
+        "NVIDIA L40",
+        "NVIDIA GH200 480GB",
+        "AMD Instinct MI300X",
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_peak_of_another_card_is_not_guessed(machine, name, dtype):
+    machine((9, 0), name=name)
+    assert peak_flops(CUDA, dtype) is None
+
+
+@pytest.mark.parametrize("device", [CPU, MPS])
+def test_only_the_peaks_of_cards_are_known(machine, device):
+    machine(mps=True, flags="amx_bf16")
+    assert peak_flops(device, torch.bfloat16) is peak_flops(device, torch.float32) is None
 
 
 @pytest.mark.parametrize(
