@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpt2.config import GPTConfig
+from gpt2.config import GPTConfig, chosen_id
 from gpt2.device import DTYPES, inference_dtype, pick_device
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
@@ -37,8 +37,8 @@ PAD_ROWS_ON_GPU = 128  # rows of the head in multiples of this are faster there,
 
 # GPT-2's Conv1D keeps these weights as (in, out); torch's Linear, which is what we compute with, as (out, in).
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# Left in some files by other versions and by wrappers: mask buffers, and the tied head stored a second time.
-_IGNORED = re.compile(r"\.attn\.(masked_)?bias$|^lm_head\.weight$")
+_MASK = re.compile(r"\.attn\.(masked_)?bias$")  # buffers that other versions left in the file; gpt2 itself has them
+_HEAD, _WTE = "lm_head.weight", "transformer.wte.weight"  # one matrix under two names
 _WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")  # what torch.compile and DistributedDataParallel put in front
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -101,7 +101,7 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             tensor = read_weight(name)
-            if name == "transformer.wte.weight":
+            if name == _WTE:
                 parameter.zero_()
                 parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
             else:
@@ -172,7 +172,7 @@ def read_json(path: Path) -> Any:
 def _fitted(config: GPTConfig, tokenizer: Tokenizer, directory: Path) -> GPTConfig:
     """config without the rows that no token owns: padding by another name, never offered to the sampler."""
     given = read_json(directory / "config.json")
-    ends = {name: tokenizer.endoftext for name in ("bos_token_id", "eos_token_id") if given.get(name) is None}
+    ends = {name: tokenizer.endoftext for name in ("bos_token_id", "eos_token_id") if chosen_id(given, name) is None}
     try:
         return replace(config, vocab_size=tokenizer.vocab_size, **ends)
     except ValueError as error:
@@ -193,8 +193,9 @@ def _find_on_hub(name: str) -> Found:
     cause: Exception
     try:
         info = HfApi().model_info(repo_id, revision=revision or None, timeout=HUB_TIMEOUT)
-        if WEIGHTS not in {file.rfilename for file in info.siblings or []}:
-            raise CheckpointError(f"{name} on the Hub has no {WEIGHTS}; only safetensors checkpoints are opened.")
+        files = {file.rfilename for file in info.siblings or []}
+        if WEIGHTS not in files:
+            raise CheckpointError(f"{name} on the Hub {_lacks_weights(files)}")
         path = snapshot_download(repo_id, revision=info.sha, allow_patterns=list(HUB_FILES))
         return Found(Path(path), name, info.sha)
     except (OSError, httpx.HTTPError) as error:
@@ -216,6 +217,8 @@ def _find_on_hub(name: str) -> Found:
 
 def _check_file(path: Path, max_bytes: int | None = None) -> None:
     if not path.is_file():
+        if path.name == WEIGHTS and path.parent.is_dir():
+            raise CheckpointError(f"{path.parent} {_lacks_weights(os.listdir(path.parent))}")
         raise CheckpointError(
             f"{path.parent} has no {path.name}, so it is not a whole checkpoint: it needs {', '.join(NEEDED)}."
         )
@@ -228,9 +231,24 @@ def _check_file(path: Path, max_bytes: int | None = None) -> None:
             )
 
 
+def _lacks_weights(files: Collection[str]) -> str:
+    """The end of a sentence on a checkpoint without WEIGHTS: what it has instead, and the way out."""
+    way_out = "load it with transformers once and save_pretrained(DIR, max_shard_size='100GB')."
+    if f"{WEIGHTS}.index.json" in files:
+        return f"has no {WEIGHTS}: it is cut into shards; {way_out}"
+    if any(name.startswith("pytorch_model") for name in files):
+        return f"has no {WEIGHTS}, only a pickle, which could run any code and is never opened; {way_out}"
+    return f"has no {WEIGHTS}, so it is not a whole checkpoint: it needs {', '.join(NEEDED)}."
+
+
 def _read_tokenizer(directory: Path) -> Tokenizer:
-    written_by_transformers_5 = not (directory / "vocab.json").exists() and (directory / "tokenizer.json").exists()
-    for name in ["tokenizer.json"] if written_by_transformers_5 else ["vocab.json", "merges.txt"]:
+    has_vocab, has_fast = (directory / "vocab.json").exists(), (directory / "tokenizer.json").exists()
+    if not has_vocab and not has_fast:
+        raise CheckpointError(
+            f"{directory} has neither vocab.json and merges.txt nor tokenizer.json: only byte-level BPE, GPT-2's kind "
+            "of tokenizer, is read."
+        )
+    for name in ["vocab.json", "merges.txt"] if has_vocab else ["tokenizer.json"]:  # transformers 5 writes only that
         _check_file(directory / name)
     try:
         return Tokenizer.from_directory(directory)
@@ -245,15 +263,20 @@ def _open_weights(path: Path, config: GPTConfig) -> Callable[[str], Tensor]:
         expected = {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
     try:
         file = safe_open(path, framework="pt")
-        names = {}
+        names, head = {}, None
         for key in file.keys():  # noqa: SIM118 (not a dict)
             name = _WRAPPERS.sub("", key)
-            if _IGNORED.search(name):
+            if _MASK.search(name):
+                continue
+            if name == _HEAD:
+                head = key
                 continue
             name = name if name.startswith("transformer.") else f"transformer.{name}"
             if name in names:
                 raise CheckpointError(f"{path} holds {name} twice, as {names[name]} and {key}; save it again.")
             names[name] = key
+        if head is not None:
+            names.setdefault(_WTE, head)  # safetensors' save_model() keeps this name of the two
         missing, unexpected = sorted(expected.keys() - names), sorted(names.keys() - expected.keys())
         if missing or unexpected:
             raise CheckpointError(
@@ -267,9 +290,16 @@ def _open_weights(path: Path, config: GPTConfig) -> Callable[[str], Tensor]:
                 raise CheckpointError(f"{path}: {key} has shape {list(shape)}, which config.json does not allow.")
             if part.get_dtype() not in ("F32", "F16", "BF16", "F64"):
                 raise CheckpointError(f"{path}: {key} holds {part.get_dtype()} numbers; expected floating point.")
+        if head is not None and not _equal(file, head, names[_WTE]):
+            raise CheckpointError(f"{path}: {head} is not the token embedding; plain GPT-2 has one matrix for both.")
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); download or save it again.") from error
     return lambda name: file.get_tensor(names[name])
+
+
+def _equal(file: Any, a: str, b: str) -> bool:
+    shapes = [file.get_slice(key).get_shape() for key in (a, b)]  # before a tensor is read
+    return shapes[0] == shapes[1] and torch.equal(file.get_tensor(a).float(), file.get_tensor(b).float())
 
 
 def _empty_model(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> GPT:
@@ -287,7 +317,7 @@ def _to_file(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach().to("cpu", dtype)
-        if name == "transformer.wte.weight":
+        if name == _WTE:
             tensor = tensor[: model.config.vocab_size]
         tensors[name] = (tensor.t() if name.endswith(_TRANSPOSED) else tensor).contiguous()
     return tensors

@@ -16,6 +16,8 @@ MAX_PARAMETERS = 3_000_000_000
 # No published GPT-2 comes near these; beyond them a single field could exhaust memory by itself.
 MAX_FIELD = {"block_size": 65_536, "vocab_size": 1_000_000, "n_layer": 512, "n_head": 512, "n_embd": 16_384}
 
+GPT2_END = 50256  # <|endoftext|> of GPT-2's own vocabulary
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -98,8 +100,8 @@ class GPTConfig:
             n_layer=fields["n_layer"],
             n_head=fields["n_head"],
             n_embd=fields["n_embd"],
-            bos_token_id=fields.get("bos_token_id"),
-            eos_token_id=fields.get("eos_token_id"),
+            bos_token_id=chosen_id(fields, "bos_token_id"),
+            eos_token_id=chosen_id(fields, "eos_token_id"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -124,9 +126,17 @@ class GPTConfig:
         }
 
 
-# What the fields that change the arithmetic must say; the first value is GPT-2's own and the default.
+def chosen_id(fields: dict[str, Any], name: str) -> int | None:
+    """bos_token_id or eos_token_id of a config.json; None where nobody chose one: transformers writes GPT-2's own
+    id into the files of smaller vocabularies too."""
+    vocab_size, value = fields.get("vocab_size"), fields.get(name)
+    return None if value == GPT2_END and isinstance(vocab_size, int) and vocab_size <= GPT2_END else value
+
+
+# What the fields that change the arithmetic must say; the first value is GPT-2's own and the default. All five
+# activations are the tanh form of GELU under transformers' names; "gelu" is the exact one, which differs by 5e-4.
 ACCEPTED: dict[str, tuple] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate"),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 import gpt2
 from gpt2 import CheckpointError, SamplingParams, checkpoint
 from gpt2.checkpoint import HUB_FILES, NEEDED, WEIGHTS
+from gpt2.config import ACCEPTED
 
 FILES = {
     "config.json",
@@ -213,6 +215,68 @@ def test_we_read_keys_without_the_transformer_prefix(theirs, tiny_tokenizer, tmp
     assert_same_logits(gpt2.load(tmp_path)[0], theirs)
 
 
+def as_on_the_hub(directory: Path, theirs: GPT2LMHeadModel) -> None:
+    """Lay theirs down as openai-community/gpt2 lies on the Hub: names without a prefix, the causal masks of an old
+    transformers, a config.json that names neither dtype nor many a newer field."""
+    tensors = {name: p.detach().clone() for name, p in theirs.transformer.named_parameters()}
+    for layer in range(theirs.config.n_layer):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1024, 1024).tril().view(1, 1, 1024, 1024)
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    given = ("n_embd", "n_head", "n_layer", "n_positions", "vocab_size", "activation_function", "layer_norm_epsilon")
+    given += ("bos_token_id", "eos_token_id", "attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range")
+    fields = {name: getattr(theirs.config, name) for name in given}
+    fields |= {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_ctx": 1024}
+    fields |= {"summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True}
+    fields |= {"summary_type": "cls_index", "summary_use_proj": True}
+    fields |= {"task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}}
+    (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    gpt2.Tokenizer.gpt2().save(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+
+
+@pytest.fixture(scope="module")
+def hub_gpt2(tmp_path_factory) -> Path:
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("gpt2")
+    as_on_the_hub(directory, GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, initializer_range=0.3)))
+    torch.set_rng_state(torch_state)
+    return directory
+
+
+def test_we_read_gpt2_as_it_lies_on_the_hub(hub_gpt2):
+    model, tokenizer = gpt2.load(hub_gpt2)
+    assert (model.config.vocab_size, model.config.block_size, model.config.eos_token_id) == (50257, 1024, 50256)
+    idx = torch.tensor([tokenizer.encode("Before we proceed any further, hear me speak.")])
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(hub_gpt2)(idx).logits
+    torch.testing.assert_close(model(idx)[0], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_scalar_mask_of_old_checkpoints_is_passed_over(hub_gpt2, tmp_path):
+    copy = Path(shutil.copytree(hub_gpt2, tmp_path / "copy"))
+    edit_weights(copy, lambda tensors: {**tensors, "h.1.attn.masked_bias": torch.tensor(-1e4)})
+    assert same_weights(gpt2.load(copy)[0], gpt2.load(hub_gpt2)[0])
+
+
+def test_we_read_a_model_whose_end_nobody_chose(tiny_tokenizer, tmp_path):
+    """GPT2Config writes GPT-2's own 50256 whatever the vocabulary; transformers opens it all the same."""
+    config = GPT2Config(n_positions=16, vocab_size=320, n_layer=1, n_head=2, n_embd=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save(tmp_path)
+    config = gpt2.load(tmp_path)[0].config
+    assert (config.bos_token_id, config.eos_token_id) == (tiny_tokenizer.endoftext,) * 2
+
+
+@pytest.mark.parametrize("activation", ACCEPTED["activation_function"])
+def test_an_accepted_activation_computes_what_transformers_does(theirs, tiny_tokenizer, tmp_path, activation):
+    theirs.save_pretrained(tmp_path)
+    tiny_tokenizer.save(tmp_path)
+    edit_config(tmp_path, activation_function=activation)
+    assert_same_logits(gpt2.load(tmp_path)[0], AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
 @pytest.mark.parametrize("transformer", ["transformer.", ""])
 def test_we_read_the_keys_that_wrappers_leave(directory, tiny_model, prefix, transformer):
@@ -233,6 +297,27 @@ def test_mask_buffers_and_a_second_head_are_passed_over(directory, tiny_model, t
         return {**tensors, "lm_head.weight": tensors[f"{transformer}wte.weight"].clone()}
 
     edit_weights(directory, add)
+    assert same_weights(gpt2.load(directory)[0], tiny_model)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_head_that_is_not_the_embedding_is_refused(directory, prefix):
+    def untie(tensors):
+        return {**tensors, f"{prefix}lm_head.weight": tensors["transformer.wte.weight"] + 1e-3}
+
+    edit_weights(directory, untie)
+    sentence = refusal(directory)
+    assert f"{prefix}lm_head.weight is not the token embedding" in sentence
+
+
+def test_a_head_with_more_rows_than_the_embedding_is_refused(directory):
+    edit_weights(directory, lambda tensors: {**tensors, "lm_head.weight": torch.zeros(264, 32)})
+    assert "lm_head.weight is not the token embedding" in refusal(directory)
+
+
+def test_a_tied_matrix_stored_only_as_the_head_is_read(directory, tiny_model):
+    """As safetensors' save_model() leaves it."""
+    edit_weights(directory, lambda tensors: {"lm_head.weight": tensors.pop("transformer.wte.weight"), **tensors})
     assert same_weights(gpt2.load(directory)[0], tiny_model)
 
 
@@ -547,7 +632,31 @@ def test_a_damaged_vocabulary_is_said_in_a_sentence(directory):
 def test_a_pickle_is_never_opened(directory, monkeypatch):
     (directory / WEIGHTS).rename(directory / "pytorch_model.bin")
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("opened a pickle"))
-    assert f"has no {WEIGHTS}" in refusal(directory)
+    assert f"has no {WEIGHTS}, only a pickle" in refusal(directory)
+
+
+def test_a_checkpoint_in_shards_is_refused_with_the_way_out(theirs, tiny_tokenizer, tmp_path):
+    theirs.save_pretrained(tmp_path, max_shard_size="50KB")
+    tiny_tokenizer.save(tmp_path)
+    sentence = refusal(tmp_path)
+    assert "cut into shards" in sentence
+    assert "save_pretrained" in sentence
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "vocab.txt"])
+def test_a_tokenizer_that_is_no_byte_level_bpe_is_refused(directory, name):
+    for ours in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (directory / ours).unlink()
+    (directory / name).write_bytes(b"[UNK]\n")
+    assert "only byte-level BPE" in refusal(directory)
+
+
+def test_a_tokenizer_json_of_another_kind_is_refused(directory):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"the": 0, "<|endoftext|>": 1}, "the"))
+    for ours in ("vocab.json", "merges.txt"):
+        (directory / ours).unlink()
+    words.save(str(directory / "tokenizer.json"))
+    assert "tokenizer.json" in refusal(directory)
 
 
 # The Hub
@@ -660,7 +769,7 @@ def test_a_repository_without_safetensors_is_refused_before_the_download(hub, tm
     hub.repo = tmp_path / "repo"
     hub.repo.mkdir()
     (hub.repo / "pytorch_model.bin").write_bytes(b"a pickle")
-    assert f"has no {WEIGHTS}" in refusal("user/repo")
+    assert f"on the Hub has no {WEIGHTS}, only a pickle" in refusal("user/repo")
     assert not any("/resolve/" in path for path in hub.asked)
 
 

@@ -84,6 +84,7 @@ def test_we_read_the_fields_that_transformers_writes():
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"model_type": ["gpt2"]}, "model_type"),
         ({"activation_function": "relu"}, "activation_function='relu'"),
+        ({"activation_function": "gelu"}, "activation_function='gelu'"),
         ({"activation_function": ["gelu_new"]}, "activation_function"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
         ({"scale_attn_weights": False}, "scale_attn_weights"),
@@ -103,6 +104,18 @@ def test_what_is_not_plain_gpt2_is_refused_by_name(change, word):
     with pytest.raises(ValueError) as error:
         GPTConfig.from_json(plain(**change))
     assert word in str(error.value)
+
+
+def test_fields_that_change_no_logit_may_say_anything():
+    harmless = {"reorder_and_upcast_attn": True, "summary_type": "cls_index", "n_ctx": 5, "use_cache": False}
+    assert GPTConfig.from_json(plain(**harmless)) == GPTConfig(16, 257, 2, 2, 32)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gpt2s_own_end_in_a_smaller_vocabulary_means_that_none_was_chosen():
+    theirs = GPT2Config(n_positions=16, vocab_size=257, n_layer=2, n_head=2, n_embd=32).to_dict()
+    assert theirs["eos_token_id"] == 50256
+    assert GPTConfig.from_json(theirs) == GPTConfig(16, 257, 2, 2, 32)
 
 
 def test_four_times_n_embd_is_an_allowed_n_inner():
