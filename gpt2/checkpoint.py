@@ -126,7 +126,7 @@ def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str 
         shutil.rmtree(left, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
     try:
-        save_file(_to_file(model, DTYPES[dtype]), stage / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(_to_file(model, DTYPES[dtype]), stage / WEIGHTS, {"format": "pt"})
         (stage / WEIGHTS).chmod(0o644)  # safetensors lets the owner alone read it
         tokenizer.save(stage)
         ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
@@ -140,6 +140,18 @@ def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str 
             os.replace(path, directory / path.name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: where it can not be written; safetensors has an error of its own for a full disk.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"can not write {path} ({error}): free some space, or write elsewhere") from None
 
 
 def read_config(directory: Path) -> GPTConfig:

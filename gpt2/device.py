@@ -5,10 +5,12 @@ Answers are plain values; nothing is decided at import. Knows nothing of models 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +149,15 @@ def prepare(device: torch.device, processes: int = 1) -> None:
     torch.set_num_threads(max(1, usable_cores() // processes))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+def keep_memory() -> None:
+    """Let the process keep what it frees, for a training that soon wants as much again: on two cores, asking Linux
+    for fresh pages cost a sixth of every step. Only with glibc; elsewhere nothing happens."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no piece of memory is mapped for itself, and given back when freed
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: free space at the end stays too
 
 
 def describe(device: torch.device) -> str:

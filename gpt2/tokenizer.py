@@ -159,6 +159,10 @@ class Tokenizer:
         """Ids of a text. A literal <|endoftext|> in it is ordinary text: users can not forge the marker."""
         return self._encoding.encode_ordinary(well_formed(text))
 
+    def encode_array(self, text: str) -> Any:
+        """encode() as a numpy array, (n,) uint32, without a Python object per id; other threads run meanwhile."""
+        return self._encoding.encode_to_numpy(well_formed(text), disallowed_special=())
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD.
 
@@ -217,11 +221,14 @@ def _from_fast(fast: Any, path: Path) -> tuple[Any, list[tuple[bytes, bytes]]]:
     """Vocabulary and merges of a tokenizer.json that splits as GPT-2 does."""
     try:
         model, split = fast["model"], fast["pre_tokenizer"]
-        if (model["type"], split["type"], split["add_prefix_space"]) != ("BPE", "ByteLevel", False):
+        kind = model.get("type", "BPE"), split["type"], split.get("add_prefix_space"), split.get("use_regex", True)
+        if kind != ("BPE", "ByteLevel", False, True) or fast.get("normalizer"):
             raise ValueError(f"{path} is not GPT-2's kind of tokenizer: a byte-level BPE without a prefix space.")
         lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        vocab = {token["content"]: token["id"] for token in fast["added_tokens"]} | model["vocab"]
-    except (KeyError, TypeError) as error:
+        # Of the tokens added later (padding and the like) only this one has a use here; none is ever encoded.
+        added = {token["content"]: token["id"] for token in fast["added_tokens"] if token["content"] == ENDOFTEXT}
+        vocab = added | model["vocab"]
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} lacks what a tokenizer needs ({error}); download or save it again.") from error
     return vocab, _parse_merges("\n".join(lines), path)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_LINES = 4000
+MAX_LINES = 4000  # of code
 
 # Top floor first. A module imports from its own floor or from those below; a file that is not yet written may have
 # its place, one that has no place fails.
@@ -23,9 +23,9 @@ FLOORS = {
     ],
     "train": [
         {"__main__"},
-        {"trainer", "setup", "export", "publish", "card"},
-        {"dataset", "optimizer", "evaluate", "state", "journal", "vocabulary"},
-        {"corpus", "config", "__init__"},
+        {"trainer", "setup", "learner", "export", "publish", "card"},
+        {"dataset", "tokens", "vocabulary", "optimizer", "processes", "evaluate", "state", "journal", "tracking"},
+        {"corpus", "plays", "document", "fetch", "config", "__init__"},
     ],
 }
 MAY_IMPORT = {"app": {"page", "gpt2"}, "page": {"gpt2"}, "train": {"gpt2"}, "gpt2": set()}
@@ -209,8 +209,17 @@ def test_a_file_opens_by_saying_what_it_knows(path):
     assert ast.get_docstring(parse(path)), f"{path} has no docstring"
 
 
+def lines_of_code(path: Path) -> int:
+    """Lines that are neither blank nor comment nor docstring: what explains the code is asked for, and free."""
+    tree, text = parse(path), path.read_text(encoding="utf-8").splitlines()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+    free = {line for node in docstrings for line in range(node.lineno, node.end_lineno + 1)}
+    return sum(bool(line.split("#")[0].strip()) and number not in free for number, line in enumerate(text, start=1))
+
+
 def test_the_house_stays_small():
-    lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in HOUSE}
+    lines = {name_of(path): lines_of_code(path) for path in HOUSE}
     assert sum(lines.values()) < MAX_LINES, sorted(lines.items(), key=lambda item: -item[1])
 
 

@@ -5,6 +5,7 @@ Knows the command line, signals, the exit codes and what to print at the end; ev
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -15,11 +16,13 @@ from pathlib import Path
 import tyro
 
 import gpt2
-from train import card, state
+from train import card, setup, state
 from train.config import RESUMABLE, TrainConfig, preset
 from train.corpus import corpus_name, open_corpus
+from train.export import RUN
 from train.journal import FILES
-from train.trainer import Result, Stopped, fit
+from train.processes import Lost, Processes, Stopped
+from train.trainer import Result, fit
 
 CHECKPOINTS = Path("checkpoints")
 DESCRIPTION = "Train a GPT-2 from scratch on your text, or, where you name none, on Shakespeare's plays."
@@ -32,15 +35,24 @@ def parse(argv: list[str], base: TrainConfig | None = None) -> TrainConfig:
         ValueError: for values that make no sense.
         SystemExit: for flags that do not exist (code 2) and --help (0), after tyro has explained.
     """
-    if base is None:  # tyro needs the defaults before it parses, so the preset is looked up first
-        named = re.findall(r"(?:^|\0)--preset(?:=|\0)([^\0]*)", "\0".join(argv))
-        base = preset(named[-1] if named else "mini")
+    if base is None:  # tyro needs the defaults before it parses, so what decides them is looked up first
+        source = _last(argv, "init-from") or _last(argv, "init_from")
+        base = preset(_last(argv, "preset") or ("finetune" if source else "mini"))
+        if source or base.init_from:
+            source = source or base.init_from
+            base = replace(base, init_from=source, tokenizer="inherited", **setup.inherited_sizes(source))
     flags = {"--compile": ["--compile", "True"], "--no-compile": ["--compile", "False"]}
     words = [part for word in argv for part in flags.get(word, [word])]
     config = tyro.cli(TrainConfig, args=words, default=base, prog="python -m train", description=DESCRIPTION)
     if config.texts and not any(word.partition("=")[0] == "--corpus" for word in argv):
         config = replace(config, corpus=None)  # a text of one's own replaces the preset's
     return config
+
+
+def _last(argv: list[str], flag: str) -> str | None:
+    """The value that a flag has in the end."""
+    values = re.findall(rf"(?:^|\0)--{flag}(?:=|\0)([^\0]*)", "\0".join(argv))
+    return values[-1] if values else None
 
 
 def run_directory(config: TrainConfig) -> Path:
@@ -54,8 +66,8 @@ def check_new(directory: Path) -> None:
     Raises:
         ValueError: where something is there already.
     """
-    # A run that died before it saved anything left its journals, and nothing to resume.
-    if directory.exists() and (not directory.is_dir() or {path.name for path in directory.iterdir()} - set(FILES)):
+    # A run that died before it saved anything left its beginning, and nothing to resume.
+    if directory.exists() and (not directory.is_dir() or {path.name for path in directory.iterdir()} - {RUN, *FILES}):
         raise ValueError(
             f"{directory} exists already and is never overwritten: go on with it by --resume, or choose another --name."
         )
@@ -82,18 +94,19 @@ def resumed(argv: list[str], directory: Path) -> TrainConfig:
     return new
 
 
-def stop_on_signals() -> list[int]:
-    """A list that holds the signal once Ctrl-C or SIGTERM has come; the second one ends the process at once."""
-    received: list[int] = []
+def stop_on_signals(received: list[int]) -> None:
+    """Note Ctrl-C and SIGTERM in received; the second one ends the process at once (but not under torchrun, which
+    passes on every Ctrl-C a second time)."""
 
     def remember(number: int, _frame) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        print("\nStopping: saving what there is ...", file=sys.stderr, flush=True)
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(number, signal.SIG_DFL)
+        if os.environ.get("RANK", "0") == "0" and len(received) == 1:
+            print("\nStopping: saving what there is ...", file=sys.stderr, flush=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, remember)
-    return received
 
 
 def closing_words(result: Result) -> str:
@@ -112,36 +125,67 @@ def closing_words(result: Result) -> str:
     )
 
 
+def settle(argv: list[str], processes: int) -> tuple[TrainConfig, Path]:
+    """The configuration and the run directory, which is free or can be resumed.
+
+    Raises:
+        ValueError: where it is neither, or the processes can not share a batch evenly.
+    """
+    config = parse(argv)
+    directory = run_directory(config)
+    if config.resume:
+        config = resumed(argv, directory)
+    elif not config.dry_run:
+        check_new(directory)
+    if config.batch_size % processes:
+        raise ValueError(
+            f"--batch-size {config.batch_size} can not be shared evenly by {processes} processes: change either."
+        )
+    return config, directory
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    received: list[int] = []
+    processes, directory = Processes(should_stop=lambda: bool(received)), Path()
     try:
-        config = parse(argv)
+        processes.from_first(lambda: parse(argv))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    say = print if processes.first else lambda sentence: None
     try:
-        directory = run_directory(config)
-        if config.resume:
-            config = resumed(argv, directory)
-        else:
-            check_new(directory)
-        corpus = open_corpus(config.texts, config.corpus)
-        received = stop_on_signals()
-        try:
-            result = fit(config, corpus, directory, on_save=card.write, should_stop=lambda: bool(received))
-        except Stopped:
-            print(f"\nStopped and saved. Go on with:  python -m train --resume --out {shlex.quote(str(directory))}")
-            return 0
-        print(closing_words(result))
+        config, directory = processes.from_first(lambda: settle(argv, processes.world))
+        corpus = processes.one_first(lambda: open_corpus(config.texts, config.corpus, say))
+        stop_on_signals(received)
+        result = fit(config, corpus, directory, card.write, processes, say)
+        if result:
+            print(closing_words(result))
+        return 0
+    except Stopped:
+        if processes.first:
+            print(f"\nStopped and saved. Go on with:  {resume_command(directory)}")
+        return 0
+    except Lost:
+        print(
+            f"error: process {processes.rank} of {processes.world} lost the others: one of them ended, or its machine "
+            f"is gone. Go on from the last save with:  torchrun ... -m {resume_command(directory)[10:]}",
+            file=sys.stderr,
+        )
     except (OSError, ValueError, FloatingPointError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):  # PyTorch's word for many things
             raise
-        if isinstance(error, (RuntimeError, MemoryError)):
+        if isinstance(error, RuntimeError) or not str(error):
             error = "not enough memory; try --micro-batch 1 or a smaller --block-size."
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    finally:
+        processes.close()
+    return 1
+
+
+def resume_command(directory: Path) -> str:
+    return f"python -m train --resume --out {shlex.quote(str(directory))}"
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def render(directory: Path) -> str:
 
 def metadata(trained: dict[str, Any], samples: list[dict[str, Any]]) -> ModelCardData:
     """The YAML block: what the Hub shows beside the text and searches by."""
-    corpus, figures = trained["corpus"], trained["figures"]
+    corpus, figures, base = trained["corpus"], trained["figures"], trained["config"].get("init_from")
     last = max((s["step"] for s in samples), default=0)
     card = ModelCardData(
         model_name=f"gpt2-{corpus['name']}",
@@ -50,7 +50,8 @@ def metadata(trained: dict[str, Any], samples: list[dict[str, Any]]) -> ModelCar
         pipeline_tag="text-generation",
         license=corpus["license"],
         language=corpus["language"],
-        tags=["gpt2", "from-scratch", "text-generation"],
+        tags=["gpt2", "fine-tuned" if base else "from-scratch", "text-generation"],
+        base_model=base if base and "/" in base else None,  # a folder's is a name without its path
         widget=[
             {"text": s["prompt"], "output": {"text": s["text"]}} for s in samples if s["step"] == last and s["prompt"]
         ],
@@ -74,11 +75,14 @@ def metadata(trained: dict[str, Any], samples: list[dict[str, Any]]) -> ModelCar
 
 
 def _opening(trained: dict[str, Any]) -> str:
-    corpus = trained["corpus"]
+    corpus, base = trained["corpus"], trained["config"].get("init_from")
+    origin = corpus["origin"].rstrip(".")
+    how, story = "from scratch", f"All it has ever read: {origin}. What it can say it learned there, in"
+    if base:
+        how, story = "fine-tuned", f"It began as {base}, and then read: {origin}. That was"
     return (
-        f"# A GPT-2 of {trained['parameters'] / 1e6:.1f} million parameters, from scratch on {corpus['name']}\n\n"
-        f"All it has ever read: {corpus['origin'].rstrip('.')}. What it can say it learned there, in "
-        f"{trained['steps']:,} steps that took {_duration(trained['seconds'])} on {trained['hardware']}."
+        f"# A GPT-2 of {trained['parameters'] / 1e6:.1f} million parameters, {how} on {corpus['name']}\n\n"
+        f"{story} {trained['steps']:,} steps that took {_duration(trained['seconds'])} on {trained['hardware']}."
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,21 +26,29 @@ class TrainConfig:
         ValueError: naming the field that makes no sense, with the way out.
     """
 
-    # Your text: files, or folders of .txt and .md files. None given: the corpus.
+    # Your text: files, folders of .txt, .md and .gz files, or quoted patterns such as "books/*.txt". None given: the
+    # corpus.
     texts: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[TEXT ...]")] = ()
-    # Recipe to start from; every other flag overrides it. seed, mini or tiny.
+    # Recipe to start from; every other flag overrides it. mini, tiny, seed, seed-fast or finetune.
     preset: str = "mini"
-    # A named text instead of your own: plays (Shakespeare's 38, needs no network) or tinyshakespeare.
+    # A named text instead of your own: plays (Shakespeare's 38, needs no network), tinyshakespeare, or
+    # hf:REPO[:COLUMN], a dataset of the Hugging Face Hub.
     corpus: str | None = None
+    # Fine-tune instead of starting from nothing: a GPT-2 checkpoint, a directory or REPO[@REVISION] on the Hub. Its
+    # sizes and its tokenizer are taken over.
+    init_from: str | None = None
     # Name of the run, and of its directory under checkpoints/. Default: from the text.
     name: str | None = None
     # The run directory itself, where checkpoints/NAME is not what you want.
     out: Path | None = None
-    # Go on with an interrupted run, with the settings it had. max-steps, micro-batch, device and compile may differ.
+    # Go on with an interrupted run, with the settings it had. max-steps, micro-batch, device, compile, track and the
+    # number of processes may differ.
     resume: bool = False
+    # Say what the run would be (parameters, tokens, memory, time) and end.
+    dry_run: bool = False
 
     # gpt2 (its own 50,257), bpe:N (N ids learned from the training part) or char. A large vocabulary on a small
-    # text spends most of the model on tokens it hardly sees.
+    # text spends most of the model on tokens it hardly sees. inherited: that of init-from.
     tokenizer: str = "bpe:2048"
     # Share of every document, at its end, that is scored once when all is over and never looked at before. 1 or
     # more means that many tokens.
@@ -60,6 +68,8 @@ class TrainConfig:
     block_size: int = 256
     # Share of activations dropped while training; more for small texts that are read many times.
     dropout: float = 0.1
+    # Share of input tokens replaced by others of the text (targets never are); against learning by heart.
+    input_noise: float = 0.0
 
     # Sequences of block_size tokens in one step.
     batch_size: int = 12
@@ -67,10 +77,16 @@ class TrainConfig:
     micro_batch: int | None = None
     # Steps to train; the learning rate reaches its end there.
     max_steps: int = 1500
+    # adamw, or muon: orthogonalised momentum for the hidden matrices and AdamW for the rest. Fewer, dearer steps.
+    optimizer: Literal["adamw", "muon"] = "adamw"
     # Highest learning rate. Small models bear far more than the 6e-4 of GPT-2 124M.
     learning_rate: float = 2e-3
     # Learning rate at the last step.
     min_learning_rate: float = 1e-4
+    # How it falls: cosine, half a wave; or wsd (warm-up, stable, decay): constant, then in a line.
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    # Share of the steps, at the end, in which wsd falls.
+    cooldown: float = 0.2
     # Steps of linear rise at the start, while AdamW's averages are still noise.
     warmup_steps: int = 80
     # Pull of the matrices and embeddings towards zero; biases and layer norms have none.
@@ -81,6 +97,9 @@ class TrainConfig:
     beta2: float = 0.99
     # Longest gradient let through, in L2 norm; 0 for no limit.
     grad_clip: float = 1.0
+    # Memory of a running average of the weights, e.g. 0.999; it is evaluated too, and the better of the two is
+    # exported. 0: none.
+    ema: float = 0.0
     # shuffled: each epoch cuts the text at another offset and shuffles. sequential: the same batches in the same
     # order every epoch, which memorises soonest.
     order: Literal["shuffled", "sequential"] = "shuffled"
@@ -106,6 +125,8 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # torch.compile, or --no-compile. Unset: on CUDA, where it pays.
     compile: Annotated[bool | None, tyro.conf.arg(metavar="")] = None
+    # Also send every figure to a tracker: trackio, an optional package that keeps it on this machine.
+    track: Literal["trackio"] | None = None
 
     def __post_init__(self):
         _at_least(1, self, "n_layer", "n_head", "n_embd", "block_size", "batch_size")
@@ -114,7 +135,7 @@ class TrainConfig:
         _at_least(0, self, "learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout")
         if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
             raise ValueError(f"micro_batch={self.micro_batch} must lie between 1 and batch_size={self.batch_size}.")
-        for field in ("dropout", "beta1", "beta2"):
+        for field in ("dropout", "input_noise", "beta1", "beta2", "ema", "cooldown"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
         GPTConfig(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd, block_size=self.block_size)  # checks
@@ -126,27 +147,39 @@ class TrainConfig:
             raise ValueError(
                 f"holdout={self.holdout} and validation={self.validation} leave less than a tenth to train on."
             )
-        if not re.fullmatch(r"gpt2|char|bpe:\d{1,7}", self.tokenizer):
+        if (self.tokenizer == "inherited") != (self.init_from is not None):
+            raise ValueError("--init-from brings its own tokenizer: leave out --tokenizer.")
+        if not re.fullmatch(r"inherited|gpt2|char|bpe:\d{1,7}", self.tokenizer):
             raise ValueError(f"tokenizer={self.tokenizer!r} must be gpt2, char or bpe:N, e.g. bpe:2048.")
         if self.tokenizer.startswith("bpe:") and int(self.tokenizer[4:]) < 258:
             raise ValueError(f"tokenizer={self.tokenizer!r}: N counts 256 bytes and <|endoftext|>, so at least 258.")
         if self.name is not None and not re.fullmatch(r"[\w][\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} must be letters, digits, '-', '_' and '.'; --out takes a path.")
+        if self.ema and self.validation == 0:
+            raise ValueError("ema needs a validation part to judge it by; use --validation 0.05, or leave it out.")
         if self.result == "best" and self.validation == 0:
             raise ValueError("result='best' needs a validation part; use --result last or --validation 0.05.")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON holds them; from_json(to_json()) is equal. resume is no part of a run."""
         values = {k: [str(t) for t in v] if k == "texts" else _plain(v) for k, v in asdict(self).items()}
-        return {k: v for k, v in values.items() if k != "resume"}
+        return {k: v for k, v in values.items() if k not in ("resume", "dry_run")}
+
+    def public(self) -> TrainConfig:
+        """What others may read: files and folders by name alone."""
+        texts = tuple(Path(path.resolve().name) for path in self.texts)
+        is_folder = self.init_from is not None and Path(self.init_from).is_dir()
+        source = Path(self.init_from).resolve().name if is_folder else self.init_from
+        return replace(self, texts=texts, init_from=source, out=None)
 
     def command(self) -> str:
-        """The command line that repeats this run; files are named without their folders, for others will read it."""
-        words = ["python", "-m", "train", *(path.resolve().name for path in self.texts)]
+        """The command line that repeats this run, as others may read it."""
+        config = self.public()
+        words = ["python", "-m", "train", *map(str, config.texts)]
         for field in fields(self):
-            value = getattr(self, field.name)
+            value = getattr(config, field.name)
             as_preset = field.name != "preset" and value == getattr(preset(self.preset), field.name)
-            if as_preset or field.name in ("texts", "out", "resume") or (field.name == "corpus" and self.texts):
+            if as_preset or field.name in UNSAID or (field.name == "corpus" and self.texts):
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
@@ -174,8 +207,10 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+# No part of what a run is: the text is named first, and where it goes is everyone's own.
+UNSAID = ("texts", "out", "resume", "dry_run", "track")
 # What may differ when a run is resumed: it changes how the run is computed, not what.
-RESUMABLE = ("resume", "max_steps", "micro_batch", "device", "compile")
+RESUMABLE = ("resume", "dry_run", "max_steps", "micro_batch", "device", "compile", "track")
 
 # fmt: off
 PRESETS: dict[str, TrainConfig] = {
@@ -193,9 +228,21 @@ PRESETS: dict[str, TrainConfig] = {
         n_layer=12, n_head=12, n_embd=768, block_size=1024, dropout=0.0,
         batch_size=16, max_steps=5000, order="sequential", warmup_steps=60,
         learning_rate=6e-4, min_learning_rate=6e-5, weight_decay=0.1, beta2=0.95,
-        eval_every=500, patience=0, result="last",
+        log_every=1, eval_every=500, patience=0, result="last",
+    ),
+    # GPT-2 itself, or --init-from any other, learns your text on top of what it knows. Few steps, small rates.
+    "finetune": TrainConfig(
+        preset="finetune", init_from="openai-community/gpt2", tokenizer="inherited",
+        n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=8, max_steps=200, warmup_steps=20,
+        learning_rate=1e-4, min_learning_rate=1e-5, beta2=0.95, eval_every=20, patience=3,
     ),
 }
+# The seed's task learned by heart in far fewer steps: tests/bench/race.py has what helped at a smaller size. The rate
+# is the best one there (24e-4 to 36e-4, 192 wide) for 768 wide by 1 / sqrt(width).
+PRESETS["seed-fast"] = replace(
+    PRESETS["seed"], preset="seed-fast", max_steps=800, eval_every=100, optimizer="muon", warmup_steps=30,
+    learning_rate=1.5e-3, min_learning_rate=0.0, weight_decay=0.0,
+)
 # fmt: on
 
 

@@ -1,43 +1,47 @@
-"""Text -> token shards on disk -> batches.
+"""Text -> token files on disk -> batches.
 
-Every document is cut into three contiguous parts: training, validation, held out. The batch of a step is a pure
+Every document is cut into three contiguous parts: training, validation, held out. Neither text nor tokens need fit
+in memory: the text is read piece by piece, and the tokens are mapped from the disk. The batch of a step is a pure
 function of (seed, step), so a resumed run, or one on more processes, sees what an undisturbed one would. Knows
 nothing of models.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
-from array import array
-from collections.abc import Iterable, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2.model import IGNORE
 from gpt2.tokenizer import Tokenizer
-from train import vocabulary
+from train import tokens, vocabulary
 from train.config import TrainConfig
-from train.corpus import Corpus, Document, cache_dir
-from train.state import staged_directory
+from train.corpus import Corpus
+from train.fetch import cache_dir, sweep
+from train.state import flush
 
-FORMAT = 1  # raise it when what the shards hold changes, so that old ones are not read
-SHARD_TOKENS = 50_000_000  # tokens a file; small enough to build in memory, large enough to have few
+FORMAT = 2  # raise it when what the files hold changes, so that old ones are not read
+PARTS = ("train", "validation", "holdout")
 
 
 @dataclass(frozen=True)
 class Part:
     """Tokens of one part of all documents, one after the other."""
 
-    ids: Tensor  # (n,) uint16 or int32
-    starts: tuple[int, ...]  # where documents begin: the token there separates and is never a target
+    ids: Tensor  # (n,) uint16 or uint32, on the disk: take slices, and .long() of them
+    starts: tuple[int, ...]  # rising; where documents and rows begin: the token there separates, and is no target
     bytes: int  # UTF-8 bytes of its text
 
     def __len__(self) -> int:
@@ -56,25 +60,29 @@ class Dataset:
     holdout: Part
 
 
-def prepare(corpus: Corpus, config: TrainConfig, say=lambda sentence: None) -> Dataset:
-    """Split and tokenise the corpus, or read the shards if this was done before.
+def prepare(
+    corpus: Corpus,
+    config: TrainConfig,
+    say: Callable[[str], None] = lambda sentence: None,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
+    """Split and tokenise the corpus, or map the token files if this was done before.
 
     Args:
         say: told in a sentence what is being waited for.
+        tokenizer: takes the place of config.tokenizer.
 
     Raises:
-        ValueError: where the text is too short for block_size.
+        ValueError: where the text is too short for block_size, or changes while it is read.
     """
-    directory = cache_dir() / "tokens" / _key(corpus, config)
-    if not (directory / "manifest.json").exists():
-        say(f"Tokenising {len(corpus.documents)} documents ...")
-        with staged_directory(directory) as stage:
-            _write_shards(corpus, config, stage)
-    try:
-        dataset = _read_shards(directory)
-    except (SafetensorError, OSError, ValueError, KeyError):  # damaged: a cache can be made anew
-        shutil.rmtree(directory)
-        return prepare(corpus, config, say)
+    directory = cache_dir() / "tokens" / _key(corpus, config, tokenizer)
+    dataset = _read(directory)
+    if dataset is None:
+        with _staged(directory) as stage:
+            _write(corpus, config, tokenizer, stage, say)
+        dataset = _read(directory)
+    if dataset is None:
+        raise OSError(f"what was just written to {directory} can not be read: is that disk full, or failing?")
     if len(dataset.train) <= config.block_size:
         fits = max(1, 2 ** (max(2, len(dataset.train)) - 1).bit_length() // 4)
         raise ValueError(
@@ -96,10 +104,12 @@ class Batches:
         ids: the training tokens, (n,).
         block_size: T.
         batch_size: B, sequences in one step.
+        input_noise: share of the input tokens that are replaced by others of the text, drawn as often as they occur.
     """
 
-    def __init__(self, ids: Tensor, block_size: int, batch_size: int, seed: int, order: str):
+    def __init__(self, ids: Tensor, block_size: int, batch_size: int, seed: int, order: str, input_noise: float = 0.0):
         self.ids, self.block_size, self.batch_size, self.seed, self.order = ids, block_size, batch_size, seed, order
+        self.input_noise = input_noise
         n = ids.numel()
         # Windows of an epoch. Shuffled leaves room for the offset; sequential uses every full window, and where
         # the text ends with the last window, its last token has no target.
@@ -109,8 +119,18 @@ class Batches:
         """(idx, targets) of a step, both (B, T) int64."""
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
         rows = [self._window(*divmod(number, self.windows)) for number in numbers]
-        idx, targets = zip(*rows, strict=True)
-        return torch.stack(idx), torch.stack(targets)  # (B, T)
+        idx, targets = (torch.stack(column) for column in zip(*rows, strict=True))  # (B, T), (B, T)
+        if self.input_noise:
+            for row in range(self.batch_size):
+                self._disturb(idx[row], f"{self.seed}/noise/{step}/{row}")
+        return idx, targets
+
+    def _disturb(self, idx: Tensor, seed: str) -> None:
+        """Replace some of a row, (T,), in place."""
+        generator = _generator(seed)
+        replaced = torch.rand(idx.shape, generator=generator) < self.input_noise  # (T,)
+        positions = torch.randint(self.ids.numel(), (int(replaced.sum()),), generator=generator)
+        idx[replaced] = self.ids[positions].long()
 
     def _window(self, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         start = number * self.block_size
@@ -125,95 +145,85 @@ class Batches:
 
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, windows: int, last: int, block_size: int) -> tuple[int, Tensor]:
-    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = _generator(f"{seed}/{epoch}")
     slack = min(block_size, last - windows * block_size + 1)  # offsets that keep every window inside the text
     return int(torch.randint(max(1, slack), (), generator=generator)), torch.randperm(windows, generator=generator)
 
 
-def split(text: str, config: TrainConfig) -> tuple[str, str, str]:
-    """Training, validation and held-out part of one document, by characters."""
-    end = len(text) - int(len(text) * config.holdout) if config.holdout < 1 else len(text)
-    middle = end - int(len(text) * config.validation)
-    return text[:middle], text[middle:end], text[end:]
+def _generator(seed: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
 
 
-def _key(corpus: Corpus, config: TrainConfig) -> str:
-    facts = [FORMAT, config.tokenizer, config.holdout, config.validation, config.endoftext]
+# ---- ids to files and back
+
+
+def _write(corpus: Corpus, config: TrainConfig, tokenizer: Tokenizer | None, directory: Path, say: Callable) -> None:
+    documents = corpus.documents
+    if tokenizer is None:
+        characters = sum(tokens.bounds(document.characters, config)[0] for document in documents)
+        tokenizer = vocabulary.build(config.tokenizer, tokens.training_texts(documents, config), characters, say)
+    tokenizer.save(directory)
+    # Where training never sees <|endoftext|>, a newline is what a text can start after.
+    bos = tokenizer.endoftext if config.endoftext else tokenizer.encode("\n")[0]
+    say(f"Tokenising {len(documents)} documents ...")
+    # 16 bits hold every id of a small vocabulary and of GPT-2's own, at half the disk.
+    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+    facts = {name: {"tokens": 0, "bytes": 0, "starts": []} for name in PARTS}
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context((directory / f"{name}.bin").open("wb")) for name in PARTS]
+        for number, (ids, starts, n_bytes) in tokens.encoded(documents, config, tokenizer, bos):
+            files[number].write(ids.astype(dtype))
+            part = facts[PARTS[number]]
+            part["starts"] += [part["tokens"] + start for start in starts]
+            part["tokens"] += len(ids)
+            part["bytes"] += n_bytes
+    manifest = {"format": FORMAT, "dtype": dtype, "bos": bos, "parts": facts}
+    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _staged(directory: Path) -> Iterator[Path]:
+    """A directory to fill; when the block ends without an error it gets its name, as a whole. Where another process
+    was faster, that one's stays: somebody may be reading it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    sweep(directory.parent)
+    stage = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".tmp", dir=directory.parent))
+    try:
+        stage.chmod(0o755)
+        yield stage
+        for file in stage.iterdir():
+            flush(file)
+        if directory.exists() and _read(directory) is None:
+            shutil.rmtree(directory)  # damaged
+        with contextlib.suppress(OSError):  # it is there by now; read, and seen to be whole, after this
+            os.rename(stage, directory)
+        flush(directory.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _key(corpus: Corpus, config: TrainConfig, tokenizer: Tokenizer | None) -> str:
+    facts = [FORMAT, tokenizer.sha256 if tokenizer else config.tokenizer]
+    facts += [config.holdout, config.validation, config.endoftext]
     facts += [document.sha256 for document in corpus.documents]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-def _write_shards(corpus: Corpus, config: TrainConfig, directory: Path) -> None:
-    tokenizer = vocabulary.build(config.tokenizer, (split(d.text, config)[0] for d in corpus.documents))
-    tokenizer.save(directory)
-    # Where training never sees <|endoftext|>, a newline is what a text can start after.
-    bos = tokenizer.endoftext if config.endoftext else tokenizer.encode("\n")[0]
-    parts = [_Writer(directory, name, tokenizer) for name in ("train", "validation", "holdout")]
-    for document in corpus.documents:
-        for part, (ids, n_bytes) in zip(parts, _parts_of(document, tokenizer, config), strict=True):
-            if ids:
-                # Training without <|endoftext|> has nothing in between; the scored parts always need a first token
-                # to predict from.
-                part.add([bos] if config.endoftext or part.name != "train" else [], ids, n_bytes)
-    manifest = {"format": FORMAT, "bos": bos, "parts": {part.name: part.close() for part in parts}}
-    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+def _read(directory: Path) -> Dataset | None:
+    """The dataset of a directory; None where it is not there or not whole."""
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        parts = [_part(directory / f"{name}.bin", manifest["dtype"], **manifest["parts"][name]) for name in PARTS]
+        return Dataset(directory.name, Tokenizer.from_directory(directory), manifest["bos"], *parts)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _parts_of(document: Document, tokenizer: Tokenizer, config: TrainConfig) -> Iterable[tuple[list[int], int]]:
-    if config.holdout < 1:
-        for text in split(document.text, config):
-            yield tokenizer.encode(text), len(text.encode("utf-8"))
-        return
-    ids = tokenizer.encode(document.text)
-    end = max(0, len(ids) - int(config.holdout))
-    middle = end - int(end * config.validation)
-    for part in (ids[:middle], ids[middle:end], ids[end:]):
-        yield part, sum(len(tokenizer.token_bytes(idx)) for idx in part)
-
-
-class _Writer:
-    """Collects the tokens of one part and writes them out shard by shard."""
-
-    def __init__(self, directory: Path, name: str, tokenizer: Tokenizer):
-        self.directory, self.name = directory, name
-        # 16 bits hold every id of a small vocabulary and of GPT-2's own, at half the disk.
-        self.dtype = torch.uint16 if tokenizer.vocab_size <= 2**16 else torch.int32
-        self.buffer, self.shards, self.starts, self.bytes, self.n = array("i"), 0, [], 0, 0
-
-    def add(self, separator: Sequence[int], ids: Sequence[int], n_bytes: int) -> None:
-        if separator:
-            self.starts.append(self.n)
-        self.buffer.extend(separator)
-        self.buffer.extend(ids)
-        self.n += len(separator) + len(ids)
-        self.bytes += n_bytes
-        while len(self.buffer) >= SHARD_TOKENS:
-            self._flush(SHARD_TOKENS)
-
-    def close(self) -> dict:
-        if self.buffer:
-            self._flush(len(self.buffer))
-        return {"shards": self.shards, "starts": self.starts, "bytes": self.bytes, "tokens": self.n}
-
-    def _flush(self, n: int) -> None:
-        ids = torch.tensor(self.buffer[:n], dtype=torch.int32).to(self.dtype)
-        save_file({"ids": ids}, self.directory / f"{self.name}-{self.shards:05d}.safetensors")
-        self.buffer = self.buffer[n:]
-        self.shards += 1
-
-
-def _read_shards(directory: Path) -> Dataset:
-    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-
-    def part(name: str) -> Part:
-        facts = manifest["parts"][name]
-        shards = []
-        for number in range(facts["shards"]):
-            with safe_open(directory / f"{name}-{number:05d}.safetensors", framework="pt") as file:
-                shards.append(file.get_tensor("ids"))  # mapped, not read: the disk gives what is asked for
-        ids = torch.cat(shards) if len(shards) > 1 else (shards or [torch.empty(0, dtype=torch.int32)])[0]
-        return Part(ids, tuple(facts["starts"]), facts["bytes"])
-
-    tokenizer = Tokenizer.from_directory(directory)
-    return Dataset(directory.name, tokenizer, manifest["bos"], part("train"), part("validation"), part("holdout"))
+def _part(path: Path, dtype: str, tokens: int, bytes: int, starts: list[int]) -> Part:
+    if path.stat().st_size != tokens * np.dtype(dtype).itemsize:
+        raise ValueError(f"{path} is cut short, or not of this manifest")
+    # Mapped for reading only: torch.from_file would have the system promise memory for all of it.
+    ids = np.memmap(path, dtype, "r") if tokens else np.empty(0, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that nobody may write to it
+        return Part(torch.from_numpy(ids), tuple(starts), bytes)

@@ -7,6 +7,7 @@ the whole part, every byte scored once. Knows nothing of training.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -66,17 +67,18 @@ def windows(part: Part, block_size: int, overlap: bool) -> Iterator[tuple[Tensor
         overlap: windows advance by half a block_size and only their second half is scored (the first window
             wholly), so that every target has at least half a window of context.
     """
-    ids = torch.cat([part.ids.long(), torch.zeros(block_size, dtype=torch.long)])
-    targets = part.ids.to(torch.long, copy=True)
-    targets[list(part.starts)] = IGNORE
-    targets = torch.cat([targets[1:], torch.full((block_size + 1,), IGNORE)])  # targets[i] comes after ids[i]
     stride = max(1, block_size // 2) if overlap else block_size
-    scored = 0  # targets before this one are done
+    scored = 0  # targets before this one are done; a token's target is its successor
     while scored < len(part) - 1:
         start = max(0, scored + stride - block_size)
-        y = targets[start : start + block_size].clone()
-        y[: scored - start] = IGNORE
-        yield ids[start : start + block_size], y
+        window = part.ids[start : start + block_size + 1].long()  # (T + 1,), or what is left; all that is ever copied
+        idx, targets = torch.zeros(block_size, dtype=torch.long), torch.full((block_size,), IGNORE)  # (T,), (T,)
+        idx[: len(window)] = window[:block_size]
+        targets[: len(window) - 1] = window[1:]
+        first, last = bisect_right(part.starts, start), bisect_right(part.starts, start + block_size)
+        targets[[separator - start - 1 for separator in part.starts[first:last]]] = IGNORE
+        targets[: scored - start] = IGNORE
+        yield idx, targets
         scored = start + block_size
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ import torch
 
 import gpt2
 from gpt2 import checkpoint
-from train import evaluate
+from train import evaluate, state
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Dataset
 from train.journal import FILES, draw_losses, read_jsonl
 from train.state import staged_directory, write_file
+
+RUN = "run.json"  # what the run is; written before its first step
 
 
 class Exporter:
@@ -39,6 +40,16 @@ class Exporter:
         self.run_dir, self.config, self.corpus, self.data = run_dir, config, corpus, data
         self.about, self.on_save = about, on_save
 
+    def take_up(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The newest whole state of the run directory; where there is none it is begun, and says what it is."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        for directory in (self.run_dir, self.run_dir / "state"):
+            state.sweep(directory)
+        if found := state.load_state(self.run_dir / "state"):
+            return found
+        write_file(self.run_dir / RUN, checkpoint.json_text(self.facts()))
+        return None
+
     def save(self, name: str, model: gpt2.GPT, step: int, seconds: float, figures: dict[str, float]) -> None:
         """Export the model as run_dir/name, complete in itself, in place of the one before."""
         with staged_directory(self.run_dir / name) as stage:
@@ -46,7 +57,9 @@ class Exporter:
             gpt2.save(stage, model, self.data.tokenizer, dtype=self.config.store, **record)
             self.add_records(stage)
 
-    def finish(self, directory: Path, step: int, seconds: float, say: Callable[[str], None]) -> dict[str, float]:
+    def finish(
+        self, directory: Path, step: int, seconds: float, say: Callable, check_stop: Callable[[], None]
+    ) -> dict[str, float]:
         """Score a finished checkpoint's file, its held-out part for the only time; write the figures beside it."""
         torch.set_float32_matmul_precision("highest")  # no TensorFloat-32 in a figure
         model, _ = gpt2.load(directory, self.config.device, "float32")
@@ -54,11 +67,11 @@ class Exporter:
         for name, part in (("validation", self.data.validation), ("held_out", self.data.holdout)):
             if len(part) > 1:
                 say(f"Scoring the {name.replace('_', '-')} part ({part.bytes:,} bytes) ...")
-                result = evaluate.score(model, part)
+                result = evaluate.score(model, part, before_batch=check_stop)
                 figures[f"{name}_bits_per_byte"] = round(result.bits_per_byte, 4)
                 figures[f"{name}_perplexity"] = round(result.perplexity, 3)
                 if name == "held_out":
-                    half = evaluate.score(model, part, overlap=True)
+                    half = evaluate.score(model, part, overlap=True, before_batch=check_stop)
                     figures["held_out_bits_per_byte_half_overlap"] = round(half.bits_per_byte, 4)
         if losses := [entry["loss"] for entry in read_jsonl(self.run_dir / "metrics.jsonl") if "loss" in entry]:
             figures["train_loss"] = losses[-1]
@@ -78,25 +91,27 @@ class Exporter:
 
     def provenance(self, model: gpt2.GPT, step: int, seconds: float, figures: dict[str, float]) -> dict[str, Any]:
         """What training.json says about where these weights come from."""
-        config, corpus, data = self.config, self.corpus, self.data
-        # Others will read it: files are named without the folders they lay in.
-        public = replace(config, texts=tuple(Path(path.resolve().name) for path in config.texts), out=None)
+        return self.facts() | {
+            "parameters": model.config.n_parameters,
+            "steps": step,
+            "tokens_seen": step * self.config.batch_size * self.config.block_size,
+            "seconds": round(seconds, 1),
+            "figures": figures,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What holds for the whole run: the command, the text, the machine."""
+        config, corpus, data = self.config.public(), self.corpus, self.data
         parts = {"train": data.train, "validation": data.validation, "holdout": data.holdout}
-        texts = [{"name": d.name, "sha256": d.sha256, "bytes": len(d.text.encode())} for d in corpus.documents]
         libraries = ("torch", "tiktoken", "safetensors", "tokenizers")
         return {
             "preset": config.preset,
             "command": config.command(),
-            "config": public.to_json(),
+            "config": config.to_json(),
             "corpus": {key: getattr(corpus, key) for key in ("name", "origin", "license", "language")},
-            "data": texts,
+            "data": [{"name": d.name, "sha256": d.sha256, "bytes": d.bytes} for d in corpus.documents],
             "parts": {name: {"tokens": len(part), "bytes": part.bytes} for name, part in parts.items()},
             "tokenizer_sha256": data.tokenizer.sha256,
-            "parameters": model.config.n_parameters,
-            "steps": step,
-            "tokens_seen": step * config.batch_size * config.block_size,
-            "seconds": round(seconds, 1),
-            "figures": figures,
             **self.about,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
         }

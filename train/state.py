@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from gpt2.checkpoint import write_tensors
 
 KEPT_STATES = 2  # the newest, and the one before it in case a disk loses the newest
 
@@ -71,7 +72,7 @@ def save_state(directory: Path, step: int, tensors: dict[str, Tensor], facts: di
     """Write directory/STEP.safetensors and remove all but the newest KEPT_STATES."""
     directory.mkdir(parents=True, exist_ok=True)
     with staged_file(directory / f"{step:06d}.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+        write_tensors(tensors, temporary, {"facts": json.dumps(facts)})
     for old in _states(directory)[KEPT_STATES:]:
         old.unlink()
 

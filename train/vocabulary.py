@@ -1,23 +1,49 @@
 """How a vocabulary is learned from a text.
 
 The tokenizers library finds the merges; gpt2/tokenizer.py turns them into a Tokenizer. Knows nothing of parts,
-shards or models: it is given the training text and nothing else.
+files or models: it is given the training text and nothing else.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from gpt2.tokenizer import Tokenizer, byte_alphabet
 
+BPE_CHARACTERS = 100_000_000  # what merges are learned from at most: more text changes few, and costs memory
 
-def build(spec: str, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer called spec ("gpt2", "bpe:N" or "char"), learned from texts where it must be."""
+
+def build(
+    spec: str, texts: Iterable[str], characters: int, say: Callable[[str], None] = lambda sentence: None
+) -> Tokenizer:
+    """The tokenizer called spec ("gpt2", "bpe:N" or "char"), learned from texts where it must be.
+
+    Args:
+        texts: short ones (a larger text in pieces cut where a token starts anyway); read once, if at all.
+        characters: how many the texts have together.
+        say: told in a sentence what is being waited for.
+    """
     if spec == "gpt2":
         return Tokenizer.gpt2()
-    merges = character_merges(texts) if spec == "char" else bpe_merges(texts, int(spec.removeprefix("bpe:")))
-    return Tokenizer(merges)
+    millions = f"{characters / 1e6:,.1f} million characters"
+    if spec == "char":
+        say(f"Collecting the characters that occur in {millions} ...")
+        return Tokenizer(character_merges(texts))
+    vocab_size, few = int(spec.removeprefix("bpe:")), characters > BPE_CHARACTERS
+    part = f"{BPE_CHARACTERS / 1e6:,.0f} million characters, spread evenly over {millions}" if few else millions
+    say(f"Learning a vocabulary of {vocab_size:,} tokens from {part} ...")
+    return Tokenizer(bpe_merges(spread(texts, characters, BPE_CHARACTERS), vocab_size))
+
+
+def spread(texts: Iterable[str], characters: int, most: int) -> Iterator[str]:
+    """As many of the texts as fit into `most` characters of all there are, spread evenly over them."""
+    seen = taken = 0
+    for text in texts:
+        seen += len(text)
+        if characters <= most or (taken + len(text)) * characters <= seen * most:
+            taken += len(text)
+            yield text
 
 
 def bpe_merges(texts: Iterable[str], vocab_size: int) -> list[tuple[bytes, bytes]]:

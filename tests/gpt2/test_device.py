@@ -258,3 +258,8 @@ def test_every_device_can_be_described(machine):
     assert describe(MPS) == "Apple GPU (MPS)"
     assert describe(CPU).endswith(f"{usable_cores()} cores")
     assert usable_cores() >= 1
+
+
+def test_keeping_memory_is_safe_to_ask_for_anywhere(run_python):
+    code = "import torch; from gpt2.device import keep_memory; keep_memory(); keep_memory(); print(torch.ones(9).sum())"
+    assert run_python("-c", code).stdout == "tensor(9.)\n"

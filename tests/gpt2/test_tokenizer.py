@@ -422,3 +422,37 @@ def test_the_marker_may_stand_anywhere_in_the_vocabulary(saved, tiny_tokenizer):
     shutil.rmtree(saved)
     moved.save(saved)
     assert AutoTokenizer.from_pretrained(saved).encode("the land" + ENDOFTEXT) == [*moved.encode("the land"), 0]
+
+
+def only_fast(directory: Path, **changes) -> None:
+    """Leave nothing but tokenizer.json, with changes to its parts."""
+    fast = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    for name, change in changes.items():
+        fast[name] = (fast[name] or {}) | change if isinstance(change, dict) else change
+    (directory / "tokenizer.json").write_text(json.dumps(fast), encoding="utf-8")
+    (directory / "vocab.json").unlink()
+    (directory / "merges.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"model": {"type": "Unigram"}},
+    ],
+)
+def test_a_tokenizer_json_that_splits_in_another_way_is_refused(saved, changes):
+    fast = json.loads((saved / "tokenizer.json").read_text(encoding="utf-8"))
+    only_fast(saved, **{"normalizer": fast.get("normalizer"), **changes})
+    with pytest.raises(ValueError, match="not GPT-2's kind of tokenizer"):
+        gpt2.Tokenizer.from_directory(saved)
+
+
+def test_a_padding_token_that_was_added_later_is_left_out(saved, tiny_tokenizer):
+    fast = json.loads((saved / "tokenizer.json").read_text(encoding="utf-8"))
+    padding = {**fast["added_tokens"][0], "id": tiny_tokenizer.vocab_size, "content": "[PAD]"}
+    only_fast(saved, added_tokens=[*fast["added_tokens"], padding])
+    assert gpt2.Tokenizer.from_directory(saved).sha256 == tiny_tokenizer.sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -50,3 +51,12 @@ def test_what_a_model_writes_can_not_break_the_card():
     body = shown.split("**Step 3**")[1]
     assert all(line.startswith("    ") for line in body.splitlines() if line)
     assert "\x1b" not in shown and "\x00" not in shown
+
+
+def test_a_fine_tuned_model_names_where_it_comes_from(directory, tmp_path):
+    trained = card.read_json(directory / "training.json")
+    for base, on_hub in [("openai-community/gpt2", "openai-community/gpt2"), ("my-run", None)]:
+        changed = trained | {"config": trained["config"] | {"init_from": base}}
+        assert card.metadata(changed, []).base_model == on_hub
+        (tmp_path / "training.json").write_text(json.dumps(changed), encoding="utf-8")
+        assert f"It began as {base}, and then read" in card.render(tmp_path)

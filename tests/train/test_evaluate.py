@@ -34,6 +34,39 @@ def test_with_overlap_every_target_after_the_first_window_has_half_a_window_of_c
         assert int(idx[0]) % 4 == 0
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32])
+def test_windows_are_cut_as_from_a_whole_copy_in_memory(dtype, overlap):
+    n, T, stride = 203, 16, 8 if overlap else 16
+    ids = torch.randint(0, 500, (n,), generator=torch.Generator().manual_seed(1))
+    starts = (0, 1, 16, 17, 40, 64, 201, 202)
+    targets = ids.clone()
+    targets[list(starts)] = IGNORE
+    targets = torch.cat([targets[1:], torch.full((T + 1,), IGNORE)])  # targets[i] comes after ids[i]
+    padded, scored, expected = torch.cat([ids, torch.zeros(T, dtype=torch.long)]), 0, []
+    while scored < n - 1:
+        start = max(0, scored + stride - T)
+        y = targets[start : start + T].clone()
+        y[: scored - start] = IGNORE
+        expected.append((padded[start : start + T], y))
+        scored = start + T
+    found = list(evaluate.windows(Part(ids.to(dtype), starts, 1), T, overlap))
+    torch.testing.assert_close(found, expected)
+
+
+def test_windows_take_no_more_of_the_ids_than_they_show():
+    class Slices:
+        def __getitem__(self, where: slice) -> torch.Tensor:
+            assert where.stop - where.start <= 17
+            return torch.zeros(where.stop - where.start, dtype=torch.uint16)
+
+        def numel(self) -> int:
+            return 10**12  # tokens: no memory holds them
+
+    windows = evaluate.windows(Part(Slices(), (0,), 10**12), block_size=16, overlap=True)
+    assert [next(windows)[0].shape for _ in range(3)] == [(16,)] * 3
+
+
 def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_per_token():
     config = gpt2.GPTConfig(block_size=8, vocab_size=256, n_layer=1, n_head=1, n_embd=8)
     model = gpt2.GPT(config)

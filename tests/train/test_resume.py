@@ -16,10 +16,11 @@ import pytest
 import torch
 
 import gpt2
-from train import state, trainer
+from train import state
 from train.__main__ import resumed
 from train.journal import read_jsonl
-from train.trainer import Stopped, fit
+from train.processes import Processes, Stopped
+from train.trainer import fit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOVING = ("seconds", "tokens_per_second")  # what a clock says differs from run to run
@@ -27,8 +28,9 @@ MOVING = ("seconds", "tokens_per_second")  # what a clock says differs from run 
 
 @pytest.fixture(scope="module")
 def long(config):
-    """40 steps, every one logged, with dropout: whatever is forgotten shows."""
-    return replace(config, max_steps=40, log_every=2, dropout=0.1, eval_every=10)
+    """40 steps with all there is to remember, logged as they go: whatever is forgotten shows."""
+    everything = {"dropout": 0.1, "input_noise": 0.1, "optimizer": "muon", "schedule": "wsd", "ema": 0.9}
+    return replace(config, max_steps=40, log_every=2, eval_every=10, **everything)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def assert_same_run(run_dir: Path, expected: Path) -> None:
 @pytest.mark.parametrize("asked", [0, 1, 8, 15, 27, 60, 95])
 def test_a_run_that_stops_anywhere_goes_on_to_the_same_end(tmp_path, corpus, long, undisturbed, asked):
     with pytest.raises(Stopped):
-        fit(long, corpus, tmp_path / "run", should_stop=stop_after(asked), say=lambda _: None)
+        fit(long, corpus, tmp_path / "run", processes=Processes(stop_after(asked)), say=lambda _: None)
     fit(long, corpus, tmp_path / "run", say=lambda _: None)
     assert_same_run(tmp_path / "run", undisturbed)
 
@@ -77,7 +79,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_end(tmp_path, corpus, lon
 def test_a_run_that_stops_many_times_goes_on_to_the_same_end(tmp_path, corpus, long, undisturbed):
     for _ in range(100):
         try:
-            fit(long, corpus, tmp_path / "run", should_stop=stop_after(23), say=lambda _: None)
+            fit(long, corpus, tmp_path / "run", processes=Processes(stop_after(23)), say=lambda _: None)
             break
         except Stopped:
             continue
@@ -114,7 +116,7 @@ def test_an_end_inside_any_kind_of_save_leaves_a_run_that_goes_on_to_the_same_en
 def test_a_cut_off_state_gives_way_to_the_one_before(tmp_path, corpus, long, undisturbed, share):
     run_dir = tmp_path / "run"
     with pytest.raises(Stopped):
-        fit(long, corpus, run_dir, should_stop=stop_after(60), say=lambda _: None)
+        fit(long, corpus, run_dir, processes=Processes(stop_after(60)), say=lambda _: None)
     newest = max((run_dir / "state").iterdir())
     newest.write_bytes(newest.read_bytes()[: int(newest.stat().st_size * share)])
     fit(long, corpus, run_dir, say=lambda _: None)
@@ -125,13 +127,32 @@ def test_no_more_states_are_kept_than_a_resume_needs(undisturbed):
     assert [path.stem for path in sorted((undisturbed / "state").iterdir())] == ["000030", "000040"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits no file sizes")
+def test_a_disk_that_fills_up_ends_with_a_sentence_and_the_state_before_stays_whole(tmp_path, corpus, start):
+    """The real write fails half-way: no file may grow beyond a limit that the second save does not fit in."""
+    finished = start("my.txt", *FLAGS, "--max-steps", "3")
+    assert finished.wait(timeout=120) == 0, finished.communicate()[0]
+    run_dir = tmp_path / "checkpoints" / "my"
+    before = state.load_state(run_dir / "state")[1]["step"]
+    limit = max(path.stat().st_size for path in (run_dir / "state").iterdir()) // 2
+    full = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+    full += "from train.__main__ import main; sys.exit(main('--resume --out checkpoints/my --max-steps 9'.split()))"
+    ended = start(code=full)
+    said = ended.communicate(timeout=120)[0]
+    assert ended.returncode == 1
+    assert "error: " in said and "Traceback" not in said
+    assert state.load_state(run_dir / "state")[1]["step"] == before
+    again = start("--resume", "--out", "checkpoints/my", "--max-steps", "9")
+    assert again.wait(timeout=120) == 0, again.communicate()[0]
+
+
 def test_a_full_disk_is_one_error_and_leaves_the_state_before_it(tmp_path, corpus, long, undisturbed, monkeypatch):
-    def full(tensors, path, metadata=None):
+    def full(tensors, path, metadata):
         Path(path).write_bytes(b"half a sta")
         raise OSError(28, "No space left on device")
 
-    real = state.save_file
-    monkeypatch.setattr(trainer.state, "save_file", lambda *a, **k: (full if "000020" in str(a[1]) else real)(*a, **k))
+    real = state.write_tensors
+    monkeypatch.setattr(state, "write_tensors", lambda *args: (full if "000020" in str(args[1]) else real)(*args))
     with pytest.raises(OSError, match="No space"):
         fit(long, corpus, tmp_path / "run", say=lambda _: None)
     assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["000010.safetensors"]
@@ -141,9 +162,20 @@ def test_a_full_disk_is_one_error_and_leaves_the_state_before_it(tmp_path, corpu
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def test_a_resumed_run_may_change_its_micro_batches(tmp_path, corpus, long):
+    plain = replace(long, dropout=0.0, input_noise=0.0, optimizer="adamw", log_every=1)
+    with pytest.raises(Stopped):
+        fit(plain, corpus, tmp_path / "run", processes=Processes(stop_after(40)), say=lambda _: None)
+    fit(replace(plain, micro_batch=1), corpus, tmp_path / "run", say=lambda _: None)
+    fit(plain, corpus, tmp_path / "whole", say=lambda _: None)
+    ours, theirs = ([e["loss"] for e in facts(tmp_path / name) if "loss" in e] for name in ("run", "whole"))
+    assert len(ours) == 40
+    assert ours == pytest.approx(theirs, abs=1.01e-5)  # they are logged to five places
+
+
 def test_another_text_is_not_resumed(tmp_path, corpus, long):
     with pytest.raises(Stopped):
-        fit(long, corpus, tmp_path / "run", should_stop=stop_after(30), say=lambda _: None)
+        fit(long, corpus, tmp_path / "run", processes=Processes(stop_after(30)), say=lambda _: None)
     changed = replace(corpus, documents=corpus.documents[:1])
     with pytest.raises(ValueError, match="text has changed"):
         fit(long, changed, tmp_path / "run", say=lambda _: None)
@@ -151,7 +183,7 @@ def test_another_text_is_not_resumed(tmp_path, corpus, long):
 
 def test_resuming_takes_every_setting_from_the_run(tmp_path, corpus, long):
     with pytest.raises(Stopped):
-        fit(long, corpus, tmp_path / "run", should_stop=stop_after(30), say=lambda _: None)
+        fit(long, corpus, tmp_path / "run", processes=Processes(stop_after(30)), say=lambda _: None)
     config = resumed(["--resume", "--max-steps", "50", "--micro-batch", "2"], tmp_path / "run")
     assert config == replace(long, resume=True, max_steps=50, micro_batch=2)
     with pytest.raises(ValueError, match=r"--learning-rate .* another run"):
@@ -160,15 +192,17 @@ def test_resuming_takes_every_setting_from_the_run(tmp_path, corpus, long):
         resumed(["--resume"], tmp_path / "elsewhere")
 
 
+FLAGS = "--preset tiny --device cpu --dtype float32 --eval-every 3 --max-steps 100000 --patience 0".split()
+
+
 @pytest.fixture
 def start(tmp_path):
-    """start(*flags) starts python -m train on a small text in an empty folder."""
+    """start(*flags) starts python -m train on a small text in an empty folder; start(code=...) any other program."""
     (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog, again and again.\n" * 400, "utf-8")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    flags = "--preset tiny --device cpu --dtype float32 --eval-every 3 --max-steps 100000 --patience 0".split()
 
-    def run(*more: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "train", *(more or ("my.txt", *flags))]
+    def run(*more: str, code: str = "") -> subprocess.Popen:
+        command = [sys.executable, *(("-c", code) if code else ("-m", "train", *(more or ("my.txt", *FLAGS))))]
         return subprocess.Popen(
             command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
         )

@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import gpt2
-from train import trainer
+from gpt2.device import Precision
+from train import learner, trainer
 from train.journal import read_jsonl
 from train.trainer import Stopper, fit
 
@@ -43,7 +45,8 @@ def test_a_checkpoint_is_complete_in_itself(finished):
     expected |= {"vocab.json", "merges.txt", "training.json", "metrics.jsonl", "samples.jsonl", "loss.png"}
     for name in ("best", "last"):
         assert {path.name for path in (run_dir / name).iterdir()} == expected
-    assert {path.name for path in run_dir.iterdir()} == {"best", "last", "state", "metrics.jsonl", "samples.jsonl"}
+    journals = {"run.json", "metrics.jsonl", "samples.jsonl"}
+    assert {path.name for path in run_dir.iterdir()} == {"best", "last", "state"} | journals
 
 
 def test_the_record_says_what_it_was_trained_on_and_how_long(finished, corpus):
@@ -120,7 +123,7 @@ def test_nan_is_never_an_improvement():
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path, corpus, config, monkeypatch):
-    backward, calls = trainer.Run.backward, []
+    backward, calls = learner.Learner.backward, []
 
     def poisoned(self, idx, targets):
         loss = backward(self, idx, targets)
@@ -129,7 +132,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path, corpus, c
             next(self.model.parameters()).grad.fill_(math.nan)
         return loss
 
-    monkeypatch.setattr(trainer.Run, "backward", poisoned)
+    monkeypatch.setattr(learner.Learner, "backward", poisoned)
     with pytest.raises(FloatingPointError, match=r"learning rate .* Try --learning-rate"):
         fit(replace(config, max_steps=100), corpus, tmp_path / "run", say=lambda _: None)
     assert len(calls) == 12 + trainer.MAX_BAD_STEPS
@@ -177,3 +180,53 @@ def _scripted(real, figures):
         return result
 
     return score
+
+
+def test_the_better_of_the_weights_and_their_average_is_exported(tmp_path, corpus, config):
+    fit(replace(config, ema=0.8, max_steps=60, learning_rate=2e-2), corpus, tmp_path / "run", say=lambda _: None)
+    entries = [e for e in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "validation_bits_per_byte_ema" in e]
+    assert len(entries) == 6
+    with safe_open(tmp_path / "run" / "state" / "000060.safetensors", "pt") as saved:
+        better = entries[-1]["validation_bits_per_byte_ema"] < entries[-1]["validation_bits_per_byte"]
+        name = "transformer.h.0.mlp.c_fc.bias"
+        number = list(weights(tmp_path / "run" / "last")).index(name)
+        expected = saved.get_tensor(f"average.{number}" if better else f"model.{name}")
+        other = saved.get_tensor(f"model.{name}" if better else f"average.{number}")
+    assert weights(tmp_path / "run" / "last")[name].equal(expected)
+    assert not expected.equal(other)
+
+
+def test_a_gradient_scaler_that_never_finds_its_scale_ends_the_run(tmp_path, corpus, config, monkeypatch):
+    """float16 skips steps by nature at first; a run that diverged skips for ever."""
+    monkeypatch.setattr(trainer.hardware, "training_precision", lambda *_: Precision(torch.float16, "for this test"))
+    monkeypatch.setattr(learner.Learner, "autocast", lambda self: torch.autocast("cpu", enabled=False))
+    backward = learner.Learner.backward
+
+    def poisoned(self, idx, targets):
+        loss = backward(self, idx, targets)
+        next(self.model.parameters()).grad.fill_(math.inf)
+        return loss
+
+    monkeypatch.setattr(learner.Learner, "backward", poisoned)
+    with pytest.raises(FloatingPointError, match="steps in a row"):
+        fit(replace(config, max_steps=100, eval_every=100), corpus, tmp_path / "run", say=lambda _: None)
+    skipped = [e["skipped"] for e in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "skipped" in e]
+    assert skipped[-1] == trainer.MAX_BAD_STEPS + trainer.SCALER_STEPS
+
+
+def test_a_few_overflows_of_a_young_scaler_do_no_harm(tmp_path, corpus, config, monkeypatch):
+    monkeypatch.setattr(trainer.hardware, "training_precision", lambda *_: Precision(torch.float16, "for this test"))
+    monkeypatch.setattr(learner.Learner, "autocast", lambda self: torch.autocast("cpu", enabled=False))
+    backward, calls = learner.Learner.backward, []
+
+    def overflowing(self, idx, targets):
+        loss = backward(self, idx, targets)
+        calls.append(self.scaler.get_scale())
+        if len(calls) <= 8:
+            next(self.model.parameters()).grad.fill_(math.inf)
+        return loss
+
+    monkeypatch.setattr(learner.Learner, "backward", overflowing)
+    result = fit(config, corpus, tmp_path / "run", say=lambda _: None)
+    assert result.steps == 20
+    assert calls[8] == calls[0] / 2**8

@@ -1,0 +1,94 @@
+"""What a run begins with: fresh weights, or those of a checkpoint to fine-tune."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+import gpt2
+from train.__main__ import main, parse
+from train.dataset import prepare
+from train.journal import read_jsonl
+from train.setup import inherit, new_model
+
+CPU = torch.device("cpu")
+
+
+def test_fresh_weights_follow_from_the_seed_alone(corpus, config):
+    data = prepare(corpus, config)
+    one, two = (new_model(config, data, CPU).state_dict() for _ in range(2))
+    torch.manual_seed(99)
+    assert all(one[name].equal(two[name]) for name in one)
+
+
+def test_fine_tuning_begins_with_the_checkpoints_own_predictions(corpus, tiny_checkpoint, tiny_model):
+    config = parse(["--init-from", str(tiny_checkpoint), "--device", "cpu"])
+    pretrained, tokenizer = inherit(config)
+    data = prepare(corpus, config, tokenizer=tokenizer)
+    model = new_model(config, data, CPU, pretrained).eval()
+    idx = torch.tensor([[5, 100, 260, 7, 42]])
+    torch.testing.assert_close(model(idx)[0], tiny_model(idx)[0])
+    assert data.tokenizer.sha256 == gpt2.Tokenizer.from_directory(tiny_checkpoint).sha256
+
+
+def test_a_shorter_window_cuts_the_positions(corpus, tiny_checkpoint, tiny_model):
+    config = parse(["--init-from", str(tiny_checkpoint), "--block-size", "8"])
+    pretrained, tokenizer = inherit(config)
+    model = new_model(config, prepare(corpus, config, tokenizer=tokenizer), CPU, pretrained).eval()
+    idx = torch.tensor([[5, 100, 260]])
+    assert model.config.block_size == 8
+    torch.testing.assert_close(model(idx)[0], tiny_model(idx)[0])
+
+
+def test_a_checkpoint_decides_the_sizes_and_the_recipe_is_for_fine_tuning(tiny_checkpoint):
+    config = parse(["--init-from", str(tiny_checkpoint)])
+    assert (config.n_layer, config.n_head, config.n_embd, config.block_size) == (2, 2, 32, 16)
+    assert (config.preset, config.tokenizer) == ("finetune", "inherited")
+    assert "--init-from tiny" in config.command()  # without the folders it lies in
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [(["--n-layer", "5"], "--n-layer 5: .* has 2"), (["--block-size", "64"], "--block-size 64: .* has 16")],
+)
+def test_flags_that_contradict_the_checkpoint_are_refused(tiny_checkpoint, flags, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        inherit(parse(["--init-from", str(tiny_checkpoint), *flags]))
+
+
+def test_it_brings_its_own_tokenizer(tiny_checkpoint, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--init-from", str(tiny_checkpoint), "--tokenizer", "bpe:512"])
+    assert "leave out" in capsys.readouterr().err
+
+
+def test_another_architecture_is_refused_with_the_reason(tmp_path, tiny_checkpoint, capsys):
+    shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "llama"}), encoding="utf-8")
+    assert main(["--init-from", str(tmp_path / "other")]) == 2
+    assert "llama" in capsys.readouterr().err
+
+
+def test_fine_tuning_runs_to_a_checkpoint_and_can_be_resumed(tmp_path, tiny_checkpoint, capsys):
+    (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 100, encoding="utf-8")
+    out = tmp_path / "run"
+    flags = [str(tmp_path / "my.txt"), "--init-from", str(tiny_checkpoint), "--out", str(out), "--device", "cpu"]
+    assert main([*flags, "--max-steps", "4", "--eval-every", "2", "--log-every", "1"]) == 0
+    assert main(["--resume", "--out", str(out), "--max-steps", "6"]) == 0
+    assert [e["step"] for e in read_jsonl(out / "metrics.jsonl") if "loss" in e] == [1, 2, 3, 4, 5, 6]
+    assert gpt2.load(out, "cpu")[0].config.n_embd == 32
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, capsys):
+    (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 100, encoding="utf-8")
+    out = tmp_path / "run"
+    assert main([str(tmp_path / "my.txt"), "--preset", "tiny", "--out", str(out), "--device", "cpu", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"million parameters on my: [\d,]+ tokens, 200 steps of 1,024, [\d.]+ times", said)
+    assert re.search(r"About [\d.]+ GB of memory .* seconds a step", said)
+    assert not out.exists()
