@@ -21,6 +21,7 @@ from train.config import RESUMABLE, TrainConfig, preset
 from train.corpus import corpus_name, open_corpus
 from train.export import RUN
 from train.journal import FILES
+from train.learner import is_out_of_memory
 from train.processes import Lost, Processes, Stopped
 from train.trainer import Result, fit
 
@@ -38,7 +39,7 @@ def parse(argv: list[str], base: TrainConfig | None = None) -> TrainConfig:
     if base is None:  # tyro needs the defaults before it parses, so what decides them is looked up first
         source = _last(argv, "init-from") or _last(argv, "init_from")
         base = preset(_last(argv, "preset") or ("finetune" if source else "mini"))
-        if source or base.init_from:
+        if (source or base.init_from) and not {"-h", "--help"} & set(argv):
             source = source or base.init_from
             base = replace(base, init_from=source, tokenizer="inherited", **setup.inherited_sizes(source))
     flags = {"--compile": ["--compile", "True"], "--no-compile": ["--compile", "False"]}
@@ -67,7 +68,10 @@ def check_new(directory: Path) -> None:
         ValueError: where something is there already.
     """
     # A run that died before it saved anything left its beginning, and nothing to resume.
-    if directory.exists() and (not directory.is_dir() or {path.name for path in directory.iterdir()} - {RUN, *FILES}):
+    found = {path.name for path in directory.iterdir() if path.suffix != ".tmp"} if directory.is_dir() else set()
+    if not state.states(directory / "state"):
+        found -= {"state"}
+    if (directory.exists() and not directory.is_dir()) or found - {RUN, *FILES}:
         raise ValueError(
             f"{directory} exists already and is never overwritten: go on with it by --resume, or choose another --name."
         )
@@ -79,30 +83,34 @@ def resumed(argv: list[str], directory: Path) -> TrainConfig:
     Raises:
         ValueError: where there is nothing to resume, or a flag would make it another run.
     """
-    found = state.load_state(directory / "state")
-    if found is None:
+    facts = state.load_facts(directory / "state")
+    if facts is None:
         raise ValueError(f"{directory} has no state to resume from; leave out --resume to begin a run there.")
-    old = TrainConfig.from_json(found[1]["config"])
+    old = TrainConfig.from_json(facts["config"])
     new = replace(parse(argv, old), name=old.name, out=old.out)
-    for field in fields(TrainConfig):
-        # The text may have moved; whether it is the same is seen when it is read.
-        if field.name not in (*RESUMABLE, "texts", "corpus") and getattr(new, field.name) != getattr(old, field.name):
+    # The text may have moved; whether it is the same is seen when it is read.
+    free = (*RESUMABLE, "texts", "corpus", "init_from")
+    for name in (field.name for field in fields(TrainConfig) if field.name not in free):
+        ours, theirs = getattr(new, name), getattr(old, name)
+        if ours != theirs:
             raise ValueError(
-                f"--{field.name.replace('_', '-')} {getattr(new, field.name)} would make this another run (it was "
-                f"{getattr(old, field.name)}): leave the flag out, or begin anew with another --name."
+                f"--{name.replace('_', '-')} {ours} would make this another run (it was {theirs}): leave the flag out, "
+                "or begin anew with another --name."
             )
     return new
 
 
-def stop_on_signals(received: list[int]) -> None:
-    """Note Ctrl-C and SIGTERM in received; the second one ends the process at once (but not under torchrun, which
-    passes on every Ctrl-C a second time)."""
+def stop_on_signals(received: list[int], processes: Processes) -> None:
+    """Note Ctrl-C and SIGTERM in received, once there is something to save; the second one ends the process at once
+    (but not under torchrun, which passes on every Ctrl-C a second time)."""
 
     def remember(number: int, _frame) -> None:
+        if not processes.listening:
+            raise KeyboardInterrupt
         received.append(number)
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.signal(number, signal.SIG_DFL)
-        if os.environ.get("RANK", "0") == "0" and len(received) == 1:
+        if processes.first and len(received) == 1:
             print("\nStopping: saving what there is ...", file=sys.stderr, flush=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -125,13 +133,12 @@ def closing_words(result: Result) -> str:
     )
 
 
-def settle(argv: list[str], processes: int) -> tuple[TrainConfig, Path]:
-    """The configuration and the run directory, which is free or can be resumed.
+def settle(config: TrainConfig, argv: list[str], processes: int) -> tuple[TrainConfig, Path]:
+    """The configuration of the run, and its directory, which is free or can be resumed.
 
     Raises:
         ValueError: where it is neither, or the processes can not share a batch evenly.
     """
-    config = parse(argv)
     directory = run_directory(config)
     if config.resume:
         config = resumed(argv, directory)
@@ -144,48 +151,63 @@ def settle(argv: list[str], processes: int) -> tuple[TrainConfig, Path]:
     return config, directory
 
 
+def in_words(error: Exception) -> str:
+    """What to print of an error that a user can cause."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}. Check that place, its permissions and free space, or choose another --out."
+    return str(error) or "not enough memory; try --micro-batch 1 or a smaller --block-size."
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     received: list[int] = []
     processes, directory = Processes(should_stop=lambda: bool(received)), Path()
-    try:
-        processes.from_first(lambda: parse(argv))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     say = print if processes.first else lambda sentence: None
     try:
-        config, directory = processes.from_first(lambda: settle(argv, processes.world))
+        config = processes.from_first(lambda: parse(argv))
+    except (OSError, ValueError) as error:
+        print(f"error: {in_words(error)}", file=sys.stderr)
+        return 2
+    try:
+        config, directory = processes.from_first(lambda: settle(config, argv, processes.world))
+        stop_on_signals(received, processes)
         corpus = processes.one_first(lambda: open_corpus(config.texts, config.corpus, say))
-        stop_on_signals(received)
         result = fit(config, corpus, directory, card.write, processes, say)
         if result:
-            print(closing_words(result))
+            say(closing_words(result))
         return 0
     except Stopped:
-        if processes.first:
-            print(f"\nStopped and saved. Go on with:  {resume_command(directory)}")
+        say("\nStopped." if config.dry_run else f"\nStopped and saved. Go on with:  python {resume(directory)}")
         return 0
+    except KeyboardInterrupt:
+        print("\nStopped before the training began; there is nothing to save.", file=sys.stderr)
     except Lost:
+        saved = state.states(directory / "state") if processes.first else True
+        way_out = f"Go on from the last save with:  torchrun ... {resume(directory)}" if saved else "Nothing was saved."
         print(
             f"error: process {processes.rank} of {processes.world} lost the others: one of them ended, or its machine "
-            f"is gone. Go on from the last save with:  torchrun ... -m {resume_command(directory)[10:]}",
+            f"is gone. {way_out}",
             file=sys.stderr,
         )
-    except (OSError, ValueError, FloatingPointError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # PyTorch's word for many things
+    except FloatingPointError as error:
+        if processes.first:  # all of them found the same
+            print(f"error: {error}", file=sys.stderr)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
-        if isinstance(error, RuntimeError) or not str(error):
-            error = "not enough memory; try --micro-batch 1 or a smaller --block-size."
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(MemoryError())}", file=sys.stderr)
+    except (OSError, ValueError, MemoryError) as error:
+        print(f"error: {in_words(error)}", file=sys.stderr)
     finally:
         processes.close()
     return 1
 
 
-def resume_command(directory: Path) -> str:
-    return f"python -m train --resume --out {shlex.quote(str(directory))}"
+def resume(directory: Path) -> str:
+    """The end of the command that goes on with a run."""
+    return f"-m train --resume --out {shlex.quote(str(directory))}"
 
 
 if __name__ == "__main__":

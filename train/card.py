@@ -82,7 +82,7 @@ def _opening(trained: dict[str, Any]) -> str:
         how, story = "fine-tuned", f"It began as {base}, and then read: {origin}. That was"
     return (
         f"# A GPT-2 of {trained['parameters'] / 1e6:.1f} million parameters, {how} on {corpus['name']}\n\n"
-        f"{story} {trained['steps']:,} steps that took {_duration(trained['seconds'])} on {trained['hardware']}."
+        f"{story} {trained['steps']:,} steps that took {duration(trained['seconds'])} on {trained['hardware']}."
     )
 
 
@@ -170,7 +170,8 @@ def _limits(trained: dict[str, Any]) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the unit that a person would use."""
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

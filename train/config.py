@@ -73,7 +73,7 @@ class TrainConfig:
 
     # Sequences of block_size tokens in one step.
     batch_size: int = 12
-    # Sequences computed at once: less memory, the same result but for dropout's draws. Unset: by hardware.
+    # Sequences computed at once, at most: less memory, the same result but for dropout's draws. Unset: by hardware.
     micro_batch: int | None = None
     # Steps to train; the learning rate reaches its end there.
     max_steps: int = 1500
@@ -81,13 +81,13 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     # Highest learning rate. Small models bear far more than the 6e-4 of GPT-2 124M.
     learning_rate: float = 2e-3
-    # Learning rate at the last step.
+    # Learning rate at the last step; never more than the highest.
     min_learning_rate: float = 1e-4
     # How it falls: cosine, half a wave; or wsd (warm-up, stable, decay): constant, then in a line.
     schedule: Literal["cosine", "wsd"] = "cosine"
     # Share of the steps, at the end, in which wsd falls.
     cooldown: float = 0.2
-    # Steps of linear rise at the start, while AdamW's averages are still noise.
+    # Steps of linear rise at the start, while AdamW's averages are still noise; at most half of all.
     warmup_steps: int = 80
     # Pull of the matrices and embeddings towards zero; biases and layer norms have none.
     weight_decay: float = 0.1
@@ -133,8 +133,8 @@ class TrainConfig:
         _at_least(1, self, "max_steps", "eval_every", "log_every")
         _at_least(0, self, "warmup_steps", "patience", "seed")
         _at_least(0, self, "learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout")
-        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch_size:
-            raise ValueError(f"micro_batch={self.micro_batch} must lie between 1 and batch_size={self.batch_size}.")
+        if self.micro_batch is not None:
+            _at_least(1, self, "micro_batch")
         for field in ("dropout", "input_noise", "beta1", "beta2", "ema", "cooldown"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
@@ -148,7 +148,10 @@ class TrainConfig:
                 f"holdout={self.holdout} and validation={self.validation} leave less than a tenth to train on."
             )
         if (self.tokenizer == "inherited") != (self.init_from is not None):
-            raise ValueError("--init-from brings its own tokenizer: leave out --tokenizer.")
+            raise ValueError(
+                f"tokenizer={self.tokenizer!r} does not go with init_from={self.init_from!r}: a model to fine-tune "
+                "brings its own, and nothing else does; leave out --tokenizer."
+            )
         if not re.fullmatch(r"inherited|gpt2|char|bpe:\d{1,7}", self.tokenizer):
             raise ValueError(f"tokenizer={self.tokenizer!r} must be gpt2, char or bpe:N, e.g. bpe:2048.")
         if self.tokenizer.startswith("bpe:") and int(self.tokenizer[4:]) < 258:
@@ -171,6 +174,12 @@ class TrainConfig:
         is_folder = self.init_from is not None and Path(self.init_from).is_dir()
         source = Path(self.init_from).resolve().name if is_folder else self.init_from
         return replace(self, texts=texts, init_from=source, out=None)
+
+    def absolute(self) -> TrainConfig:
+        """The same from any working directory."""
+        is_folder = self.init_from is not None and Path(self.init_from).is_dir()
+        source = str(Path(self.init_from).absolute()) if is_folder else self.init_from
+        return replace(self, texts=tuple(path.absolute() for path in self.texts), init_from=source)
 
     def command(self) -> str:
         """The command line that repeats this run, as others may read it."""

@@ -165,7 +165,7 @@ def _write(corpus: Corpus, config: TrainConfig, tokenizer: Tokenizer | None, dir
     tokenizer.save(directory)
     # Where training never sees <|endoftext|>, a newline is what a text can start after.
     bos = tokenizer.endoftext if config.endoftext else tokenizer.encode("\n")[0]
-    say(f"Tokenising {len(documents)} documents ...")
+    say(f"Tokenising {len(documents)} document{'s' * (len(documents) > 1)} ...")
     # 16 bits hold every id of a small vocabulary and of GPT-2's own, at half the disk.
     dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
     facts = {name: {"tokens": 0, "bytes": 0, "starts": []} for name in PARTS}

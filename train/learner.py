@@ -21,10 +21,15 @@ from gpt2 import device as hardware
 from gpt2.model import IGNORE
 from train import optimizer
 from train.config import TrainConfig
-from train.processes import Processes, Stopped, lost_others
+from train.processes import Lost, Processes, Stopped, lost_others
 
 # Work of one micro-batch on a CPU where none is asked for: a few seconds, so that a stop is answered soon.
 CPU_MICRO_FLOPS = 1.5e12
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is PyTorch's way to say so: a GPU has a class for it, the CPU's allocator only words."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 class Learner:
@@ -73,7 +78,8 @@ class Learner:
                 self.scaler.step(part)
             if self.average:
                 memory = min(self.config.ema, (1 + step) / (10 + step))  # a young average forgets the first weights
-                torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - memory)
+                with torch.no_grad():
+                    torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - memory)
         self.scaler.update()
         return loss, grad_norm, finite
 
@@ -114,8 +120,8 @@ class Learner:
     def _out_of_memory(self, rows: int) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU's allocator raises it plainly
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
             length = self.config.block_size
             way_out = f"add --micro-batch {rows // 2} (a step stays {self.config.batch_size} sequences, the result too)"
@@ -134,16 +140,21 @@ class Learner:
         if wanted:
             say("Compiling the model (a minute or so; --no-compile skips it) ...")
             self.network = torch.compile(self.model)
+            self.network.train()
+            rows, problem = self.rows_at_once() * self.processes.world, ""
             try:
-                self.backward(*probe)
-            except (Stopped, MemoryError):
+                self.backward(*(t[:rows] for t in probe))
+            except (Stopped, Lost, MemoryError):
                 raise
             except Exception as error:  # the compilers below raise many kinds
-                say(f"torch.compile does not work here ({str(error).splitlines()[0]}); going on without it.")
+                problem = (str(error) or type(error).__name__).splitlines()[0]
+            self.model.zero_grad(set_to_none=True)
+            if self.processes.any(bool(problem)):
+                say(f"torch.compile does not work here ({problem or 'on another process'}); going on without it.")
                 self.network = self.model
         if self.processes.world > 1:
-            self.model.zero_grad(set_to_none=True)
-            self.network = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+            with lost_others():
+                self.network = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 WORKING, DONE, STOP, FAILED = range(4)  # what processes tell each other; the highest wins
+# How long one waits for the others, who may be tokenising a large text. A process that dies is noticed at once.
+PATIENCE = timedelta(hours=12)
 
 
 class Stopped(Exception):
@@ -36,13 +39,13 @@ class Processes:
     """
 
     def __init__(self, should_stop: Callable[[], bool] = lambda: False):
-        self.should_stop = should_stop
+        self.should_stop, self.listening = should_stop, False
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.here, self.local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.first = self.rank == 0  # the one that writes and prints
         if self.world > 1:
             cuda = torch.cuda.is_available()
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
 
     def device(self, device: torch.device) -> torch.device:
         """The device that is this process's own.
@@ -69,8 +72,14 @@ class Processes:
             dist.all_reduce(words, dist.ReduceOp.MAX)
         return int(words)
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any process."""
+        return self.agree(int(flag)) > 0
+
     def check_stop(self) -> None:
-        """Raise Stopped, everywhere, once one was asked to; asked often, and by all equally often."""
+        """Raise Stopped, everywhere, once one was asked to; asked often, and by all equally often. Before the first
+        time there is nothing that a stop should save."""
+        self.listening = True
         if self.agree(STOP if self.should_stop() else WORKING) == STOP:
             raise Stopped
 

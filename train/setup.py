@@ -13,10 +13,12 @@ from torch import Tensor
 
 import gpt2
 from gpt2 import checkpoint
+from train import card
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Dataset
 from train.learner import Learner
+from train.optimizer import Muon
 
 MODEL_PADDING = 128  # the head's matrix product is faster when its rows are a multiple of this
 
@@ -95,13 +97,18 @@ def estimate(learner: Learner, idx: Tensor, targets: Tensor) -> str:
     """What the run would take in memory and time, from its sizes and two micro-batches without an update."""
     config, model, rows = learner.config, learner.model, learner.rows_at_once()
     n = sum(p.numel() for p in model.parameters())
-    # In float32: weights, gradients, two moments (Muon has one for most), the average. Per token and layer 17
-    # activations of n_embd are kept for the backward pass, and the logits of a chunk twice.
-    fixed = 4 * n * (3 if config.optimizer == "muon" else 4) + 4 * n * bool(config.ema)
+    # In float32: weights, gradients, the average, and what the optimizers remember: two numbers for every weight of
+    # AdamW, one for Muon's. Per token and layer 17 activations of n_embd are kept for the backward pass, and the
+    # logits of a chunk three times.
+    fixed = 4 * n * (2 + bool(config.ema))
+    for part in learner.optimizers:
+        weights = sum(p.numel() for group in part.param_groups for p in group["params"])
+        fixed += 4 * weights * (1 if isinstance(part, Muon) else 2)
     width = 4 if learner.precision.dtype == torch.float32 else 2
     tokens = rows * config.block_size
     moving = 17 * width * tokens * config.n_layer * config.n_embd
-    moving += 12 * min(tokens, gpt2.model.LOSS_CHUNK) * model.transformer.wte.weight.size(0)
+    chunk = gpt2.model.LOSS_CHUNK_ON_CPU if learner.device.type == "cpu" else gpt2.model.LOSS_CHUNK
+    moving += 12 * min(tokens, chunk) * model.transformer.wte.weight.size(0)
     world = learner.processes.world
     seconds = math.inf
     for _ in range(2):  # the first warms up
@@ -111,8 +118,8 @@ def estimate(learner: Learner, idx: Tensor, targets: Tensor) -> str:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     micro_batches = math.ceil(config.batch_size / (rows * world))
-    hours = seconds * micro_batches * config.max_steps / 3600
+    whole = card.duration(seconds * micro_batches * config.max_steps)
     return (
         f"About {(fixed + moving) / 1e9:.1f} GB of memory for the training itself, and {seconds * micro_batches:.2g} "
-        f"seconds a step: {hours:.1f} hours for all, evaluations not counted. Nothing was trained or written."
+        f"seconds a step: {whole} for all, evaluations not counted. Nothing was trained."
     )

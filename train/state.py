@@ -73,13 +73,13 @@ def save_state(directory: Path, step: int, tensors: dict[str, Tensor], facts: di
     directory.mkdir(parents=True, exist_ok=True)
     with staged_file(directory / f"{step:06d}.safetensors") as temporary:
         write_tensors(tensors, temporary, {"facts": json.dumps(facts)})
-    for old in _states(directory)[KEPT_STATES:]:
+    for old in states(directory)[KEPT_STATES:]:
         old.unlink()
 
 
 def load_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """(tensors, facts) of the newest state that is whole; None where there is none."""
-    for path in _states(directory):
+    for path in states(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["facts"])
@@ -89,7 +89,19 @@ def load_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
     return None
 
 
-def _states(directory: Path) -> list[Path]:
+def load_facts(directory: Path) -> dict[str, Any] | None:
+    """The facts of the newest state that can be opened, without its tensors; None where there is none."""
+    for path in states(directory):
+        try:
+            with safe_open(path, framework="pt") as file:
+                return json.loads(file.metadata()["facts"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def states(directory: Path) -> list[Path]:
+    """The states in a directory, newest first."""
     found = [path for path in directory.glob("*.safetensors") if path.stem.isdigit()]
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 

@@ -7,9 +7,10 @@ business; what else should happen at a save (a model card, a push), and when to 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import gpt2
@@ -69,13 +70,18 @@ def fit(
     """
     processes = processes or Processes()
     say = say if processes.first else lambda sentence: None
+    precision = processes.from_first(
+        lambda: hardware.training_precision(hardware.pick_device(config.device), config.dtype)
+    )
     device = processes.device(hardware.pick_device(config.device))
-    precision = hardware.training_precision(device, config.dtype)
     hardware.prepare(device, processes.local_world)
     hardware.keep_memory()
     pretrained, tokenizer = processes.one_first(lambda: setup.inherit(config))
     data = processes.one_first(lambda: prepare(corpus, config, say, tokenizer))
+    if processes.from_first(lambda: data.key) != data.key:
+        raise ValueError("the text on this machine is not the first one's: copy it here, or mend the path.")
     model = setup.new_model(config, data, device, pretrained)
+    del pretrained
     learner = Learner(config, model, device, precision, processes)
     about = {"hardware": hardware.describe(device), "precision": f"{precision.name} ({precision.reason})"}
     about |= {"processes": processes.world} if processes.world > 1 else {}
@@ -98,6 +104,8 @@ def fit(
                 run.evaluate_and_save()
             elif time.monotonic() - run.saved >= SAVE_SECONDS:
                 run.save_state()
+        if run.converged and run.step < config.max_steps:
+            say(f"No better validation figure in {config.patience} evaluations: done at step {run.step:,}.")
         return run.finish(say) if processes.first else None
     except (Stopped, Lost):
         run.save_state()
@@ -111,7 +119,8 @@ class Run:
 
     def __init__(self, config: TrainConfig, data: Dataset, learner: Learner, exporter: Exporter):
         self.config, self.data, self.learner, self.exporter = config, data, learner, exporter
-        self.processes = learner.processes
+        self.processes, self.tracker = learner.processes, None
+        self.processes.while_first(self.open_tracker)
         shape = (config.block_size, config.batch_size, config.seed, config.order, config.input_noise)
         self.batches = Batches(data.train.ids, *shape)
         self.stopper = Stopper(config.patience)
@@ -123,23 +132,25 @@ class Run:
         self.converged = False  # patience is at its end
         self.saved = time.monotonic()
 
+    def open_tracker(self) -> None:
+        config, name = self.config.public(), self.exporter.run_dir.name
+        if config.track and not config.dry_run:
+            self.tracker = open_tracker(config.track, "gpt2-from-scratch", name, config.to_json(), self.config.resume)
+
     def open_journal(self) -> Journal:
-        config, sizes, first = self.config, self.learner.model.config, self.processes.first
-        run_dir, tracker = self.exporter.run_dir, None
-        if config.track and first and not config.dry_run:
-            tracker = open_tracker(config.track, "gpt2-from-scratch", run_dir.name, config.to_json(), config.resume)
+        config, sizes = self.config, self.learner.model.config
         peak = hardware.peak_flops(self.learner.device, self.learner.precision.dtype)
         # Forward and backward: 6 for every weight that multiplies (the head is the embedding), and attention.
         matrices = sizes.n_parameters - sizes.block_size * sizes.n_embd
         return Journal(
-            run_dir,
+            self.exporter.run_dir,
             config.max_steps,
             config.batch_size * config.block_size,
             config.log_every,
             flops_per_token=6 * matrices + 12 * sizes.n_layer * sizes.n_embd * config.block_size,
             peak_flops=peak and peak * self.processes.world,
-            tracker=tracker,
-            writes=first and not config.dry_run,
+            tracker=self.tracker,
+            writes=self.processes.first and not config.dry_run,
         )
 
     def evaluation_due(self) -> bool:
@@ -169,18 +180,21 @@ class Run:
         self.journal.resume_clock()
 
     def _evaluate_and_save(self) -> None:
+        if self.step and time.monotonic() - self.saved >= SAVE_SECONDS / 10:
+            self.save_state()  # scoring a large validation part takes a while
         figures = {}
         if len(self.data.validation) > 1:
             figures["validation_bits_per_byte"] = self.validation_figure()
             if self.learner.average and self.step:
                 with self.learner.averaged():
                     figures["validation_bits_per_byte_ema"] = self.validation_figure()
-        samples = [(prompt, self.sample(prompt)) for prompt in self.prompts]
+        with self.better_weights(figures):
+            samples = [(prompt, self.sample(prompt)) for prompt in self.prompts]
         self.journal.evaluation(self.step, **figures)
         for prompt, text in samples:
             self.journal.sample(self.step, prompt, SAMPLE.seed, text)
         if figures:
-            self.stopper.see(min(figures.values()), self.step)
+            self.stopper.see(min(figures.values(), key=lambda value: (math.isnan(value), value)), self.step)
         self.evaluated = self.step
         if self.step:
             self.save_state()
@@ -198,13 +212,16 @@ class Run:
             pieces.append(piece)
         return "".join(pieces)
 
+    def better_weights(self, figures: dict[str, float]) -> contextlib.AbstractContextManager:
+        """The average in the place of the weights where it predicts better."""
+        raw, mean = (figures.get(f"validation_bits_per_byte{which}", math.inf) for which in ("", "_ema"))
+        return self.learner.averaged() if math.isfinite(mean) and not raw <= mean else contextlib.nullcontext()
+
     def export(self) -> None:
-        """Write last/, and best/ where this step is the best by validation; of the weights or of their average,
-        whichever is better."""
+        """Write last/, and best/ where this step is the best by validation."""
         is_best = len(self.data.validation) > 1 and self.stopper.best_step == self.step
         figures = self.journal.figures
-        raw, mean = (figures.get(f"validation_bits_per_byte{which}") for which in ("", "_ema"))
-        with self.learner.averaged() if mean is not None and mean < raw else contextlib.nullcontext():
+        with self.better_weights(figures):
             for name in ["last", "best"] if is_best else ["last"]:
                 self.exporter.save(name, self.learner.model, self.step, self.journal.seconds, figures)
 
@@ -214,7 +231,7 @@ class Run:
         if not self.processes.first:
             return
         facts = {
-            "config": replace(self.config, texts=tuple(path.absolute() for path in self.config.texts)).to_json(),
+            "config": self.config.absolute().to_json(),
             "step": self.step,
             "evaluated": self.evaluated,
             "bad_steps": self.bad_steps,
@@ -235,6 +252,8 @@ class Run:
                 raise ValueError(
                     "the text has changed since this run began; put it back, or begin with another --name."
                 )
+            if facts and facts["step"] > self.config.max_steps:
+                raise ValueError(f"--max-steps {self.config.max_steps}: the run is at step {facts['step']} already.")
             return facts
 
         facts = self.processes.from_first(read)
@@ -255,7 +274,10 @@ class Run:
         """Score the exported file and write the figures beside it."""
         directory = self.exporter.run_dir / self.config.result
         if not directory.exists():
-            raise FloatingPointError("validation never improved on the untrained model; nothing was saved to best/.")
+            raise ValueError(
+                f"by validation no step was better than the first, so there is no {directory.name}/; the newest "
+                "weights are in last/. Try a smaller --learning-rate."
+            )
 
         def check_stop() -> None:  # of this process alone: the others are done
             if self.processes.should_stop():

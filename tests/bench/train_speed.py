@@ -28,7 +28,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
-from gpt2.device import describe, prepare  # noqa: E402
+from gpt2.device import describe, keep_memory, prepare  # noqa: E402
 
 CPU = torch.device("cpu")
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -53,6 +53,8 @@ def transformers(config: gpt2.GPTConfig) -> tuple[nn.Module, Callable[[Tensor], 
 def contend(build: Callable, config: gpt2.GPTConfig, batch: int) -> None:
     """Take one training step for every line of standard input, and answer each with a line of JSON."""
     prepare(CPU)
+    if build is ours:
+        keep_memory()  # as our trainer does; nobody does it for transformers
     torch.manual_seed(0)
     model, loss_of = build(config)
     model.train()

@@ -11,7 +11,7 @@ import torch
 from gpt2.device import Precision
 from train.dataset import Batches, prepare
 from train.learner import Learner
-from train.processes import Processes, Stopped
+from train.processes import Lost, Processes, Stopped
 from train.setup import new_model
 
 CPU = torch.device("cpu")
@@ -76,6 +76,60 @@ def test_a_gradient_that_is_not_finite_changes_nothing(make, bad, optimizer):
     assert learner.step(1, *batches.at(1), 1e-2)[2] is False
     after = learner.tensors()
     assert all(after[name].equal(before[name]) for name in before)
+
+
+def test_the_average_remembers_no_gradients(make):
+    """It would hold on to the graph of every step so far."""
+    learner, batches = make(ema=0.9)
+    learner.step(0, *batches.at(0), 1e-2)
+    assert not any(mean.requires_grad for mean in learner.average)
+
+
+def test_what_is_compiled_first_is_what_the_steps_run(make, monkeypatch):
+    learner, batches = make(compile=True)
+    seen = []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, idx, targets):
+            seen.append((self.model.training, tuple(idx.shape)))
+            return self.model(idx, targets)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    learner.model.eval()  # as sampling leaves it
+    learner.prepare_network(batches.at(0), say=lambda sentence: None)
+    learner.step(0, *batches.at(0), 1e-2)
+    assert seen == [(True, (4, 32))] * 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError(""), RuntimeError("no compiler\nand more"), Exception()])
+def test_a_compiler_that_fails_without_words_is_one_sentence_too(make, monkeypatch, error):
+    learner, batches = make(compile=True)
+
+    class Broken(torch.nn.Module):
+        def forward(self, *_):
+            raise error
+
+    monkeypatch.setattr(torch, "compile", lambda model: Broken())
+    said = []
+    learner.prepare_network(batches.at(0), said.append)
+    assert learner.network is learner.model
+    assert "does not work here" in said[-1] and "\n" not in said[-1]
+
+
+def test_a_process_lost_while_compiling_is_no_fault_of_the_compiler(make, monkeypatch):
+    learner, batches = make(compile=True)
+
+    class Gone(torch.nn.Module):
+        def forward(self, *_):
+            raise RuntimeError("[gloo] Connection closed by peer")
+
+    monkeypatch.setattr(torch, "compile", lambda model: Gone())
+    with pytest.raises(Lost):
+        learner.prepare_network(batches.at(0), say=lambda sentence: None)
 
 
 def test_too_little_memory_names_the_flag_that_helps(make, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 SMALL = ["--preset", "tiny", "--max-steps", "4", "--eval-every", "2", "--block-size", "32", "--tokenizer", "bpe:270"]
@@ -85,3 +87,41 @@ def test_an_unknown_flag_is_answered_with_the_nearest(train):
     done = train("--max-step", "4")
     assert done.returncode == 2
     assert "--max-steps" in done.stderr + done.stdout
+
+
+def test_a_run_that_could_save_no_state_is_begun_anew(train, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "checkpoints" / "my" / "state").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "my" / "state" / ".000002.safetensors.1.tmp").write_bytes(b"half")
+    assert train("my.txt", *SMALL).returncode == 0
+
+
+def test_resuming_may_ask_for_any_micro_batch_and_a_moved_base(train, tmp_path, tiny_checkpoint):
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    flags = ["--max-steps", "2", "--eval-every", "2", "--batch-size", "32", "--result", "last"]
+    begun = train("my.txt", "--init-from", "base", *flags)
+    assert begun.returncode == 0, begun.stderr
+    (tmp_path / "base").rename(tmp_path / "moved")
+    flags = ["--resume", "--max-steps", "3", "--micro-batch", "20", "--init-from", "moved"]
+    again = train("my.txt", *flags)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_run_can_not_go_back(train, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    assert train("my.txt", *SMALL).returncode == 0
+    back = train("my.txt", "--resume", "--max-steps", "1")
+    assert back.returncode == 1
+    assert "the run is at step 4 already" in back.stderr
+
+
+def test_a_place_that_can_not_be_written_is_one_sentence_with_a_way_out(train, tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT, encoding="utf-8")
+    failed = train("my.txt", *SMALL, "--out", "my.txt/run")
+    assert failed.returncode == 1
+    assert "my.txt" in failed.stderr and "--out" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_help_asks_nobody_for_a_checkpoint(train):
+    assert train("--preset", "finetune", "--help").returncode == 0

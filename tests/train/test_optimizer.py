@@ -46,6 +46,17 @@ def test_setting_the_rate_reaches_every_group():
     assert {group["lr"] for group in built.param_groups} == {0.125}
 
 
+def test_the_rate_never_exceeds_its_highest_and_reaches_its_end():
+    config = replace(preset("mini"), learning_rate=1e-5, max_steps=50)  # below mini's lowest, within its warm-up
+    rates = [optimizer.learning_rate(step, config) for step in range(51)]
+    assert max(rates) == 1e-5
+    assert rates[24] == 1e-5 and rates[50] == 1e-5
+    config = replace(config, learning_rate=2e-3)
+    rates = [optimizer.learning_rate(step, config) for step in range(51)]
+    assert max(rates) == rates[24] == 2e-3
+    assert rates[50] == config.min_learning_rate
+
+
 def test_wsd_stays_at_the_top_and_falls_in_a_line_at_the_end():
     config = replace(preset("tiny"), schedule="wsd", cooldown=0.25, warmup_steps=10, max_steps=100)
     config = replace(config, learning_rate=1.0, min_learning_rate=0.0)

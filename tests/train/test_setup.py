@@ -63,7 +63,7 @@ def test_flags_that_contradict_the_checkpoint_are_refused(tiny_checkpoint, flags
 def test_it_brings_its_own_tokenizer(tiny_checkpoint, capsys):
     with pytest.raises(SystemExit):
         parse(["--init-from", str(tiny_checkpoint), "--tokenizer", "bpe:512"])
-    assert "leave out" in capsys.readouterr().err
+    assert "brings its own" in capsys.readouterr().err
 
 
 def test_another_architecture_is_refused_with_the_reason(tmp_path, tiny_checkpoint, capsys):
