@@ -236,6 +236,25 @@ def test_a_signal_saves_says_how_to_go_on_and_ends_with_0(tmp_path, start, numbe
     assert f"Going on from step {step:,}" in said
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to answer")
+def test_a_run_stopped_by_sigterm_after_step_15_ends_as_an_undisturbed_one(tmp_path, start):
+    flags = "my.txt --preset tiny --device cpu --dtype float32 --batch-size 128 --dropout 0.1 --max-steps 40".split()
+    flags += "--log-every 1 --eval-every 20 --prompts The".split()
+    assert start(*flags, "--out", "whole").wait(timeout=120) == 0
+    process, journal = start(*flags, "--out", "cut"), tmp_path / "cut" / "metrics.jsonl"
+    wait_for(journal)
+    while max((entry["step"] for entry in read_jsonl(journal)), default=0) < 15:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and "Stopped and saved" in said, said
+    assert 15 <= state.load_facts(tmp_path / "cut" / "state")["step"] < 40
+    again = start("--resume", "--out", "cut")
+    assert again.wait(timeout=120) == 0, again.communicate()[0]
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_thirty_kills_at_any_moment_leave_a_run_that_can_be_resumed(tmp_path, start):
