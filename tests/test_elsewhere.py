@@ -1,15 +1,23 @@
-"""A published checkpoint in other people's hands: transformers' own classes, unmodified, do with it what we do."""
+"""A published checkpoint in other people's hands: transformers and llama.cpp, unmodified, do with it what we do.
+
+The tests of llama.cpp want llama-cpp-python, which pip builds for some twenty minutes; they are skipped without it.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 from transformers import AutoTokenizer, GenerationConfig, TextGenerationPipeline, pipeline
 
 import gpt2
-from train import vocabulary
+from gpt2.tokenizer import ENDOFTEXT
+from train import gguf, vocabulary
 
 LEARNED_FROM = (
     "Once upon a time there was an old caf\xe9 in the town; nobody knew who'd built it, and they'll never know. "
@@ -42,6 +50,16 @@ def ours(directory) -> tuple[gpt2.GPT, gpt2.Tokenizer]:
 @pytest.fixture(scope="module")
 def theirs(directory) -> TextGenerationPipeline:
     return pipeline("text-generation", model=str(directory), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def llama(directory, tmp_path_factory) -> Callable:
+    """llama(...) is llama.cpp with the checkpoint, in float32 as far as it goes."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama.cpp is not here: pip install llama-cpp-python")
+    file = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    gguf.write(directory, file)
+    float32 = {"type_k": 0, "type_v": 0}  # its cache of keys and values is float16 by default
+    return lambda **options: llama_cpp.Llama(str(file), n_ctx=0, n_threads=1, verbose=False, **float32, **options)
 
 
 def write(model: gpt2.GPT, tokenizer: gpt2.Tokenizer, prompt: str, params: gpt2.SamplingParams) -> list[int]:
@@ -126,3 +144,46 @@ def test_they_take_the_same_characters_for_letters_numbers_and_white_space(tmp_p
     for start in (*range(0x80, 0xD800, 0x80), *range(0xF900, 0x32500, 0x80), *range(0xE0000, 0xE0200, 0x80)):
         text = "".join(f"a{c}1{c}!{c} {c} {c}" for c in map(chr, range(start, start + 0x80)))
         assert tokenizer.encode(text) == theirs.encode(text), hex(start)
+
+
+# llama.cpp. It looks GELU up in a table of half-precision numbers: its logits differ from ours by up to 0.005.
+
+
+@pytest.mark.llama
+def test_llama_cpp_gives_a_thousand_strings_the_same_ids(llama, ours):
+    theirs = llama()
+    for text in strings(1000):
+        assert theirs.tokenize(text.encode(), add_bos=False) == ours[1].encode(text), ascii(text)
+
+
+@pytest.mark.llama
+def test_llama_cpp_starts_and_ends_a_text_where_we_do(llama, ours):
+    theirs, config = llama(), ours[0].config
+    assert (theirs.token_bos(), theirs.token_eos()) == (config.bos_token_id, config.eos_token_id)
+    assert theirs.tokenize(b"a") == ours[1].encode("a")  # nothing is put in front
+    assert theirs.tokenize(ENDOFTEXT.encode(), special=True) == [config.eos_token_id]
+    assert theirs.tokenize(ENDOFTEXT.encode()) == ours[1].encode(ENDOFTEXT)
+
+
+@pytest.mark.llama
+def test_llama_cpp_computes_the_same_logits(llama, ours):
+    theirs, ids = llama(logits_all=True), ours[1].encode("".join(PROMPTS))
+    theirs.eval(ids)
+    logits = torch.tensor(numpy.array(theirs.scores[: len(ids)]))
+    torch.testing.assert_close(logits, ours[0](torch.tensor([ids]))[0][0], rtol=0, atol=0.01)
+
+
+@pytest.mark.llama
+def test_llama_cpp_writes_the_same_greedy_tokens(llama, ours):
+    """Until two tokens are so nearly equal that its rounding decides."""
+    theirs, compared = llama(), 0
+    for prompt in PROMPTS:
+        ids = ours[1].encode(prompt)
+        expected = write(*ours, prompt, gpt2.SamplingParams(max_new_tokens=60, temperature=0))
+        logits = ours[0](torch.tensor([ids + expected]))[0][0, len(ids) - 1 : -1]
+        first, second = logits.topk(2).values.T
+        clear = int((first - second > 0.01).cumprod(0).sum())
+        assert list(islice(theirs.generate(ids, top_k=1, temp=0, repeat_penalty=1), clear)) == expected[:clear]
+        assert theirs.detokenize(expected) == b"".join(map(ours[1].token_bytes, expected))
+        compared += clear
+    assert compared >= 60
