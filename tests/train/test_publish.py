@@ -205,3 +205,12 @@ def test_the_readme_of_a_space_has_the_pinned_gradio_and_the_model():
     assert card.data.sdk == "gradio" and card.data.sdk_version == gradio.__version__
     assert card.data.models == ["ada/rhymes"] and card.data.suggested_hardware == "cpu-basic"
     assert card.data.app_file == "app.py" and (Path(space.PROJECT) / card.data.app_file).exists()
+
+
+def test_pushed_then_loaded_it_writes_the_same_text_byte_for_byte(push, hub, run, run_python, tmp_path):
+    assert push(run, "ada/rhymes", "--private", "--tag", "v1").returncode == 0
+    words = ["-m", "gpt2", "The ", "--seed", "3", "--max-new-tokens", "40", "--checkpoint"]
+    here = run_python(*words, str(run))
+    there = run_python(*words, "ada/rhymes@v1", **hub.env(READ, tmp_path / "another-home"))
+    assert here.returncode == there.returncode == 0, there.stderr
+    assert there.stdout == here.stdout and len(here.stdout) > 40
