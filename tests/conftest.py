@@ -1,4 +1,5 @@
-"""What every test may ask for: a tiny vocabulary, a tiny model, its checkpoint, a Python of its own, and no network.
+"""What every test may ask for: a tiny vocabulary, a tiny model, its checkpoint, a Python of its own, a Hub of its
+own, and no network.
 
 The session fixtures are shared: a test that changes one works on a copy.
 """
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 import gpt2
+from tests.hub_server import HubServer
 
 torch.set_num_threads(1)  # models as small as these only lose time over two threads
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +78,13 @@ def run_python() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hugging Face Hub of one's own: run_python("-c", code, **hub.env("hf_w", tmp_path)) talks to it."""
+    with HubServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
