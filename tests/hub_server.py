@@ -76,6 +76,7 @@ class Commit:
     parent: str | None
     title: str
     files: dict[str, File]
+    description: str = ""
 
 
 @dataclass
@@ -120,14 +121,14 @@ class Repo:
         files = {p: content if content is None else File(content, is_lfs(p, content)) for p, content in changes.items()}
         return self.put(files, title, branch)
 
-    def put(self, changes: dict[str, File | None], title: str, branch: str) -> str:
+    def put(self, changes: dict[str, File | None], title: str, branch: str, description: str = "") -> str:
         with self.lock:
             parent = self.branches.get(branch)
             files = {**(self.history[parent].files if parent else {}), **changes}
             files = {path: file for path, file in sorted(files.items()) if file is not None}
             content = "".join(f"{path} {file.blob_id}\n" for path, file in files.items())
             sha = hashlib.sha1(f"{self.id} {len(self.history)} {parent} {title}\n{content}".encode()).hexdigest()
-            self.history[sha] = Commit(sha, parent, title, files)
+            self.history[sha] = Commit(sha, parent, title, files, description)
             self.branches[branch] = sha
             return sha
 
@@ -536,7 +537,8 @@ def commits(hub: HubServer, request: _Handler, query: dict, body: bytes, kind: s
     hub.sha(repo, rev)
     author = [{"user": id.split("/")[0]}]
     return json_answer([
-        {"id": c.sha, "title": c.title, "message": "", "authors": author, "date": DATE} for c in repo.log(rev)
+        {"id": c.sha, "title": c.title, "message": c.description, "authors": author, "date": DATE}
+        for c in repo.log(rev)
     ])
 
 
@@ -638,7 +640,7 @@ def commit(hub: HubServer, request: _Handler, query: dict, body: bytes, kind: st
             errors, _ = card_errors(changes["README.md"].content.decode(), kind)
             if errors:
                 raise Refusal(400, f"Invalid metadata in README.md: {errors[0]}")
-        sha = repo.put(changes, header["summary"], rev)
+        sha = repo.put(changes, header["summary"], rev, header.get("description", ""))
     url = f"{hub.url}/{'' if kind == 'model' else kind + 's/'}{id}/commit/{sha}"
     return json_answer({"success": True, "commitOid": sha, "commitUrl": url})
 
