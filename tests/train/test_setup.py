@@ -90,5 +90,5 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, capsys):
     assert main([str(tmp_path / "my.txt"), "--preset", "tiny", "--out", str(out), "--device", "cpu", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"million parameters on my: [\d,]+ tokens, 200 steps of 1,024, [\d.]+ times", said)
-    assert re.search(r"About [\d.]+ GB of memory .* seconds a step", said)
+    assert re.search(r"About [\d.]+ GB of memory .* and [\d.]+ (seconds|minutes) a step: \d+ \w+ for all", said)
     assert not out.exists()
