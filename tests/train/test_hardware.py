@@ -24,8 +24,9 @@ FORMATS = ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.skip
 
 
 @pytest.fixture
-def here(config):
+def here(config, monkeypatch):
     """40 steps on DEVICE, each in the journal."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: DEVICE == "cuda")
     return replace(config, device=DEVICE, max_steps=40, log_every=1, optimizer="muon", ema=0.9)
 
 
