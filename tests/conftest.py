@@ -37,6 +37,18 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_gpu():
+    """The device "auto" is the CPU, whose results are the same everywhere, here and in processes that tests start;
+    tests/train/test_hardware.py takes the GPU back."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # before the variable would hide it from this process, too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_network():
     """Nothing but this machine can be reached: a test that tries fails at once, with or without a network."""
     connect, look_up = socket.socket.connect, socket.getaddrinfo

@@ -83,9 +83,9 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     # Highest learning rate. Small models bear far more than the 6e-4 of GPT-2 124M.
     learning_rate: float = 2e-3
-    # Learning rate at the last step; never more than the highest.
+    # Learning rate at the end of cosine; never more than the highest. wsd ends at zero.
     min_learning_rate: float = 1e-4
-    # How it falls: cosine, half a wave; or wsd (warm-up, stable, decay): constant, then in a line.
+    # How it falls: cosine, half a wave; or wsd (warm-up, stable, decay): constant, then in a line to zero.
     schedule: Literal["cosine", "wsd"] = "cosine"
     # Share of the steps, at the end, in which wsd falls.
     cooldown: float = 0.2
