@@ -68,7 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     # A terminal that can not show a character must not end the program.
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     try:
-        model, tokenizer = gpt2.load(args.checkpoint, args.device, args.dtype)
+        found = gpt2.find(args.checkpoint)
+        model, tokenizer = gpt2.load(found.directory, args.device, args.dtype)
+        if found.sha:
+            print(f"[{found.name}, commit {found.sha[:8]}]", file=sys.stderr)
         for number in range(args.num_samples):
             if number:
                 print("\n" + "-" * 40)

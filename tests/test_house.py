@@ -18,8 +18,8 @@ FLOORS = {
     "gpt2": [
         {"__main__", "__init__", "engine", "explain"},
         {"sampler", "checkpoint"},
-        {"model", "tokenizer", "quantize", "overlap"},
-        {"cache", "config", "device"},
+        {"model", "tokenizer", "quantize", "overlap", "hub"},
+        {"cache", "config", "device", "files", "patience"},
     ],
     "train": [
         {"__main__"},
