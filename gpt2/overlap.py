@@ -53,15 +53,26 @@ class Overlap:
             raise ValueError(f"{path} is larger than {MAX_FILE / 2**20:.0f} MB; that is no {FILE}.")
         try:
             with safe_open(path, framework="pt") as file:
-                runs, seen = file.get_tensor(RUNS), file.get_tensor(SEEN)
-        except SafetensorError as error:
+                return cls.from_tensors({name: file.get_tensor(name) for name in (RUNS, SEEN)})
+        except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is damaged, or no {FILE} ({error}); download or save it again.") from error
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Overlap:
+        """Take what build() made.
+
+        Raises:
+            ValueError: where it can not have made it.
+        """
+        runs, seen = tensors[RUNS], tensors[SEEN]
         if runs.dtype != torch.uint8 or runs.shape[1:] != (6,) or seen.dtype != torch.bool or seen.dim() != 1:
-            raise ValueError(f"{path} holds other numbers than it should; download or save it again.")
-        runs = from_bytes(runs)
-        if (runs[1:] <= runs[:-1]).any():
-            raise ValueError(f"{path} is damaged (its hashes do not rise); download or save it again.")
-        return cls(runs, seen.numpy())
+            raise ValueError("its tensors have other shapes than they should")
+        wide = np.zeros((len(runs), 8), dtype=np.uint8)
+        wide[:, 2:] = runs.numpy()
+        hashes = wide.view(">u8").reshape(-1).astype(np.uint64)
+        if (hashes[1:] <= hashes[:-1]).any():
+            raise ValueError("its hashes do not rise")
+        return cls(hashes, seen.numpy())
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """(start, end) in characters of what stands in the training text, in runs of at least 8 words."""
@@ -135,10 +146,3 @@ def _powers(base: int, n: int) -> np.ndarray:
     factors = np.full(n, base, dtype=np.uint64)
     factors[0] = 1
     return np.cumprod(factors)
-
-
-def from_bytes(runs: Tensor) -> np.ndarray:
-    """The runs of the file, (n, 6) uint8, as numbers, (n,) uint64."""
-    wide = np.zeros((len(runs), 8), dtype=np.uint8)
-    wide[:, 2:] = runs.numpy()
-    return wide.view(">u8").reshape(-1).astype(np.uint64)
