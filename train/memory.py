@@ -83,12 +83,12 @@ def copies(data: Dataset, texts: dict[str, list[str]], names: Sequence[str]) -> 
     others = {name: Words.of(some) for name, some in texts.items()}
     found: dict[str, Any] = {"novelty": {"unit": "words"} | {name: [] for name in texts}}
     for n in range(1, LONGEST_NGRAM + 1):
-        known = np.unique(train.runs(n))
+        known = np.sort(train.runs(n))
         for name, other in others.items():
             runs = other.runs(n)
             if len(runs):
                 found["novelty"][name].append(round(1 - float(contains(known, runs).mean()), 4))
-    overlap = Overlap(np.unique(train.runs(WORDS) >> 16), np.empty(0, dtype=bool))
+    overlap = Overlap(np.sort(train.runs(WORDS) >> 16), np.empty(0, dtype=bool))
     found["copied"] = {name: round(overlap.share("\0".join(some)), 5) for name, some in texts.items()}
     found["longest_copy"] = {name: _longest(train, other, data, names) for name, other in others.items()}
     return found
@@ -121,7 +121,7 @@ def _longest(train: Words, other: Words, data: Dataset, names: Sequence[str]) ->
 
     def common(n: int) -> np.ndarray:
         runs = other.runs(n)
-        return runs[contains(np.unique(train.runs(n)), runs)]
+        return runs[contains(np.sort(train.runs(n)), runs)]
 
     low, high = 0, int(np.bincount(other.text).max(initial=0))  # of what is common, the longest is among these
     while low < high:
