@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt2 import overlap
 from gpt2.config import MAX_PARAMETERS
 from gpt2.files import MAX_JSON, WEIGHTS, CheckpointError, Found, lack
 from gpt2.patience import PATIENCE, patiently
@@ -36,7 +37,7 @@ WELCOME = {
     "training.json": MAX_JSON,
     "metrics.jsonl": MAX_JSON,
     "samples.jsonl": MAX_JSON,
-    "overlap.safetensors": 2**26,
+    overlap.FILE: overlap.MAX_FILE,
 }
 NEWS = 2**15  # bytes of a file that are news: what drips in by fewer a PATIENCE, 8 kB/s, is as good as silent
 TOKENS = "https://huggingface.co/settings/tokens"

@@ -101,6 +101,19 @@ def draw(probabilities: Tensor, u: float) -> int:
     return int(torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=len(cdf) - 1))
 
 
+def checked(logits: Tensor) -> Tensor:
+    """Logits as the filters take them: on the CPU and in float32, for one random stream whatever the device, and
+    because half precision would tie logits.
+
+    Raises:
+        ValueError: where they are not finite, so the checkpoint is broken.
+    """
+    logits = logits.float().cpu()
+    if not logits.isfinite().all():
+        raise ValueError("the model's output is not finite (NaN or infinity): this checkpoint is damaged; use another.")
+    return logits
+
+
 def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generator: torch.Generator) -> int:
     """Choose the next id.
 
@@ -112,10 +125,7 @@ def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generato
     Raises:
         ValueError: where the logits are not finite, so the checkpoint is broken.
     """
-    # On the CPU and in float32: one random stream whatever the device, and half precision would tie logits.
-    logits = logits.float().cpu()
-    if not logits.isfinite().all():
-        raise ValueError("the model's output is not finite (NaN or infinity): this checkpoint is damaged; use another.")
+    logits = checked(logits)
     for _, apply in filter_chain(params, seen):
         logits = apply(logits)
     if params.greedy:

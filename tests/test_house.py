@@ -24,7 +24,8 @@ FLOORS = {
     "train": [
         {"__main__"},
         {"trainer", "setup", "learner", "export", "publish", "pusher", "upload", "space", "card"},
-        {"dataset", "tokens", "vocabulary", "optimizer", "processes", "evaluate", "state", "journal", "tracking"},
+        {"dataset", "tokens", "vocabulary", "optimizer", "processes", "evaluate", "memory", "state", "journal"}
+        | {"tracking"},
         {"corpus", "plays", "document", "fetch", "config", "__init__"},
     ],
 }
