@@ -23,7 +23,7 @@ FLOORS = {
     ],
     "train": [
         {"__main__"},
-        {"trainer", "setup", "learner", "export", "publish", "pusher", "upload", "space", "card"},
+        {"trainer", "setup", "learner", "export", "publish", "pusher", "upload", "space", "card", "gguf"},
         {"dataset", "tokens", "vocabulary", "optimizer", "processes", "evaluate", "memory", "state", "journal"}
         | {"tracking"},
         {"corpus", "plays", "document", "fetch", "config", "__init__"},

@@ -17,7 +17,7 @@ import torch
 
 import gpt2
 from gpt2.checkpoint import read_json
-from train import card, space
+from train import card, gguf, space
 from train.config import REPO_ID
 from train.upload import Pushed, Repository
 
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dry-run", action="store_true", help="check, list the files, reach for nothing")
     p.add_argument("--overwrite", action="store_true", help="also where somebody else changed the repository")
     p.add_argument("--space", metavar="SPACE_ID", help="user/name of a Space that shows the model; made, or updated")
+    p.add_argument("--gguf", type=Path, metavar="FILE", help="write the checkpoint as a file for llama.cpp")
     p.add_argument("--hardware", choices=space.HARDWARE, help="of the Space; default for a new one: zero-a10g")
     return p
 
@@ -120,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    if args.repo_id is None:
+    if args.repo_id is None and (args.gguf is None or args.space):
         p.error("the following arguments are required: REPO_ID")
     for name in filter(None, [args.repo_id, args.space]):
         if not re.fullmatch(REPO_ID, name):
@@ -129,6 +130,11 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--hardware is the Space's: name one by --space.")
     try:
         directory, run = checked(args.directory)
+        if args.gguf and not args.dry_run:
+            gguf.write(directory, args.gguf)
+            print(f"{args.gguf}: {args.gguf.stat().st_size:,} bytes")
+        if args.repo_id is None:
+            return 0
         if args.dry_run:
             print(f"{args.repo_id} would hold:\n{listing(contents(directory, args.repo_id))}")
             if args.space:

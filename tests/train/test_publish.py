@@ -249,3 +249,9 @@ def test_pushed_then_loaded_it_writes_the_same_text_byte_for_byte(hub, run, run_
     there = run_python(*words, "ada/rhymes@v1", **hub.env(READ, tmp_path / "another-home"))
     assert here.returncode == there.returncode == 0, there.stderr
     assert there.stdout == here.stdout and len(here.stdout) > 40
+
+
+def test_a_gguf_file_needs_no_repository_and_no_token(push, hub, run, tmp_path):
+    done = push(run, "--gguf", tmp_path / "rhymes.gguf", token=None)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "rhymes.gguf").read_bytes().startswith(b"GGUF") and hub.requests == []
