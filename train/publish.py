@@ -130,7 +130,9 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--hardware is the Space's: name one by --space.")
     try:
         directory, run = checked(args.directory)
-        if args.gguf and not args.dry_run:
+        if args.gguf and args.dry_run:
+            print(f"{args.gguf} would be written.")
+        elif args.gguf:
             gguf.write(directory, args.gguf)
             print(f"{args.gguf}: {args.gguf.stat().st_size:,} bytes")
         if args.repo_id is None:
