@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gpt2.config import GPTConfig
 
-# Positions are read in whole pieces of this many, masked beyond a row's own: a CPU adds the numbers of a row in an order
-# that depends on how many there are, so a row must not see how long the rows beside it are. 64 keeps the products above
-# the 400 multiplications below which torch computes them in yet another way (heads have 8 channels or more).
+# Positions are read in whole pieces of this many, masked beyond a row's own: a CPU adds numbers in an order that
+# depends on how many there are, so a row must not feel how long the rows beside it are. 64 is a multiple of every
+# vector's length, and keeps products above the 400 multiplications below which torch computes them in yet another way.
 PIECE = 64
 
 

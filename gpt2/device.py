@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -85,6 +86,14 @@ def has_native_bfloat16(device: torch.device) -> bool:
         flags = _cpu_flags()
         return "amx_bf16" in flags or "avx512_bf16" in flags
     return False
+
+
+@cache
+def has_onednn(device: torch.device) -> bool:
+    """Whether float32 products can run on oneDNN with weights in its own layout: on x86, where PyTorch also has MKL."""
+    ops = torch.ops.mkldnn
+    there = hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")
+    return device.type == "cpu" and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and there
 
 
 def training_precision(device: torch.device, name: str = "auto") -> Precision:
