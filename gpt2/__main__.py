@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text; each sample adds 1")
     p.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many continuations")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    p.add_argument("--dtype", default="auto", choices=["auto", *DTYPES], help="number format of the weights")
+    p.add_argument("--dtype", default="auto", choices=["auto", *DTYPES, "int8"], help="number format")
     return p
 
 

@@ -8,6 +8,7 @@ opened, never a pickle. Knows nothing of training.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from gpt2.device import DTYPES, inference_dtype, pick_device
 from gpt2.files import WEIGHTS, CheckpointError, Found, check_file, lack, read_json
 from gpt2.hub import find_on_hub
 from gpt2.model import GPT
+from gpt2.quantize import dtype_of, quantized, why_not
 from gpt2.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "shakespeare"
@@ -66,13 +68,14 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
     Args:
         source: as for find().
         device: "auto", "cpu", "cuda" or "mps".
-        dtype: "auto", "float32", "bfloat16" or "float16".
+        dtype: "auto", "float32", "bfloat16", "float16" or, on the CPU, "int8", which can only generate.
 
     Raises:
         CheckpointError: where the checkpoint is missing, damaged, of another architecture or too large.
         ValueError: where this machine lacks the device or dtype.
     """
-    where, what = pick_device(device), inference_dtype(pick_device(device), dtype)
+    where = pick_device(device)
+    inference_dtype(where, dtype)  # refuses before anything is read
     directory = find(source).directory
     config, tokenizer = read_config(directory), _read_tokenizer(directory)
     if config.vocab_size < tokenizer.vocab_size:
@@ -81,15 +84,26 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
             "these files do not belong together."
         )
     read_weight = _open_weights(directory / WEIGHTS, config)
-    model = _empty_model(_fitted(config, tokenizer, directory), where, what)
+    what = inference_dtype(where, dtype, config.n_parameters)
+    if what == torch.int8 and (reason := why_not()):
+        logging.getLogger("gpt2").warning(
+            "float32 is used and not int8: PyTorch %s, but %s.", torch.__version__, reason
+        )
+        what = torch.float32
+    model = _empty_model(_fitted(config, tokenizer, directory), where, torch.float32 if what == torch.int8 else what)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            tensor = read_weight(name)
-            if name == _WTE:
-                parameter.zero_()
-                parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
-            else:
-                parameter.copy_(tensor.t() if name.endswith(_TRANSPOSED) else tensor)
+        # By names, module by module: so that of an int8 model only one in float32 is ever in memory.
+        for prefix in [prefix for prefix, _ in model.named_modules()]:
+            module = model.get_submodule(prefix)
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                tensor = read_weight(name)
+                if name == _WTE:
+                    parameter.zero_()
+                    parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
+                else:
+                    parameter.copy_(tensor.t() if name.endswith(_TRANSPOSED) else tensor)
+            if what == torch.int8 and (small := quantized(module)) is not module:
+                model.set_submodule(prefix, small)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -102,10 +116,15 @@ def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str 
         directory: created where it is missing.
         dtype: how the weights are stored; config.json says float32 all the same, for that is how to compute.
         provenance: anything JSON can hold; becomes training.json.
+
+    Raises:
+        ValueError: for an int8 model, which has lost what should be saved.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    if dtype_of(model) == "int8":
+        raise ValueError("an int8 model can only generate; to save one, load it with dtype='float32'.")
     for left in directory.glob(".saving-*"):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))

@@ -19,6 +19,7 @@ FLOORS = {
         {"__main__", "__init__", "engine", "explain"},
         {"sampler", "checkpoint"},
         {"model", "tokenizer", "quantize", "overlap", "hub"},
+        {"linear"},
         {"cache", "config", "device", "files", "patience"},
     ],
     "train": [
