@@ -25,6 +25,7 @@ class Served:
     name: str
     sha: str | None  # the Hub commit
     training: dict[str, str | float | None]
+    directory: Path
     notice: str | None = None  # why this is not the checkpoint that was asked for
 
 
@@ -46,7 +47,7 @@ def load(source: str | Path) -> Served:
         model, tokenizer = gpt2.load(found.directory, device=device)
     except Exception as error:  # whatever is wrong with somebody's checkpoint, the page must open
         raise ValueError(short(str(error).replace(hidden, shown), 400) or type(error).__name__) from error
-    return Served(model, tokenizer, short(shown), found.sha, provenance(found.directory))
+    return Served(model, tokenizer, short(shown), found.sha, provenance(found.directory), found.directory)
 
 
 def load_or_fall_back(model_id: str, revision: str) -> Served:
