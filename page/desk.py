@@ -6,6 +6,7 @@ what a link holds (share.py).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,11 +16,10 @@ from typing import Any
 import gradio as gr
 
 from page import share
-from page.served import Served
+from page.served import Served, examples
 from page.style import script
 from page.writing import PRESETS, SAMPLES, SETTINGS, Progress, Setting, checked, number, report, write
 
-EXAMPLES = ["ROMEO:", "JULIET:\nO Romeo,", "To be, or not to be", "KING HENRY:\nOnce more unto the breach"]
 WAITING = "Waiting for the model."
 NOTHING = "Nothing has been written yet."
 REMEMBERED = 20  # requests that Undo can take back
@@ -157,7 +157,8 @@ def room(served: Served, source: Callable[..., Iterator], demo: gr.Blocks) -> De
                 elem_id="keys",
                 apply_default_css=False,
             )
-            gr.Examples([[e] for e in EXAMPLES], prompt, cache_examples=False, api_visibility="private")
+            if prompts := examples(served.directory):
+                gr.Examples([[e] for e in prompts], prompt, cache_examples=False, api_visibility="private")
         with gr.Column(scale=2, min_width=300):
             preset = gr.Radio(
                 list(PRESETS),
@@ -168,8 +169,8 @@ def room(served: Served, source: Callable[..., Iterator], demo: gr.Blocks) -> De
             settings = [widget(setting) for setting in SETTINGS[:2]]
             with gr.Accordion("More", open=False):
                 settings += [widget(setting) for setting in SETTINGS[2:]]
-                keep = gr.Button("Keep the seed of this text", size="sm", elem_id="keep")
                 settings.append(widget(SAMPLES))
+                keep = gr.Button("Keep the seed of this text", size="sm", elem_id="keep")
     with gr.Accordion("Share it, use it from code", open=False, elem_id="share") as accordion:
         link = gr.Textbox(
             label="Link",
@@ -206,7 +207,8 @@ def room(served: Served, source: Callable[..., Iterator], demo: gr.Blocks) -> De
 
     names = [setting.name for setting in SETTINGS]
     dials = [settings[names.index(name)] for name in PRESETS["Balanced"]]
-    preset.input(lambda name: list(PRESETS.get(name, PRESETS["Balanced"]).values()), preset, dials, **quiet)
+    values_of = json.dumps({name: list(values.values()) for name, values in PRESETS.items()})
+    preset.input(None, preset, dials, js=f"(name) => ({values_of})[name]")
     for dial in dials:  # no longer that preset
         dial.input(None, None, preset, js="() => null")
     seed = settings[names.index("seed")]

@@ -145,8 +145,8 @@ def room(
             view = gr.Radio(
                 [("How likely each token was", "likely"), ("How the text splits into tokens", "split")],
                 value="likely",
-                show_label=False,
-                container=False,
+                label="What the colours and lines show",
+                interactive=True,
                 elem_id="view",
             )
             tokens = gr.HTML(
@@ -224,17 +224,17 @@ def room(
 
     def choose(event: gr.EventData, now, *values):
         i = event._data.get("index") if isinstance(event._data, dict) else None
-        return (i, *show(now, i, *values))
+        return i, show(now, i, *values)
 
     def show(now, i, *values):
         """The microscope on token i, with the dials as they stand."""
         if now is None or type(i) is not int or not 0 <= i < len(now.ids):
-            return (gr.skip(),)
+            return gr.skip()
         params = replace(checked("", settings_from(values))[1], seed=now.params.seed)
         u = uniform(params.seed, i) if now.drawn else None
         k = max(SHOWN, now.ranks[i])
         found = think(gpt2.next_tokens, now.before, k, params, u, drawn=now.ids[:i])
-        return (step_value(served, now, i, found, params),)
+        return step_value(served, now, i, found, params)
 
     def fork(event: gr.EventData, now, i, *values):
         """Prompt, settings and tab that go on from the token i with another one in its place, and the same seed."""

@@ -11,9 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import gpt2
 from gpt2.checkpoint import read_json
 from gpt2.tokenizer import well_formed
+
+MAX_CARD = 100_000  # characters of a card that we are willing to parse
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,17 @@ def provenance(directory: Path) -> dict[str, str | float | None]:
         "held_out_bits_per_byte": at(float, "figures", "held_out_bits_per_byte"),
         "validation_bits_per_byte": at(float, "figures", "validation_bits_per_byte"),
     }
+
+
+def examples(directory: Path, most: int = 6) -> list[str]:
+    """The prompts that the checkpoint's own card names; none where it names none that can be read."""
+    try:
+        card = (directory / "README.md").read_text(encoding="utf-8")[:MAX_CARD]
+        widget = yaml.safe_load(card.split("---\n", 2)[1])["widget"]
+        texts = [entry["text"] for entry in widget[:most]]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, IndexError, KeyError, TypeError):
+        return []
+    return [well_formed(text[:200]) for text in texts if isinstance(text, str) and text.strip()]
 
 
 def short(text: str, limit: int = 80) -> str:

@@ -77,7 +77,10 @@ def code(served: Served, address: str, kind: str, prompt: str, params: gpt2.Samp
             f"job = client.submit(\n    {prompt!r},\n{arguments}    api_name='/generate',\n)\n"
             "for text in job:\n    print(text)\n"
         )
-    where, revision = served.name, f", revision={served.sha!r}" if served.sha else ""
+    run = f"checkpoints/{served.name}"  # where the trainer puts one; a visitor is not told this machine's folders
+    part = served.directory.name
+    local = f"{run}/{part}" if part in ("best", "last") else run
+    where, revision = (served.name.split("@")[0], f", revision={served.sha!r}") if served.sha else (local, "")
     seed = values.pop("seed")
     values.pop("max_new_tokens")
     if params.greedy:

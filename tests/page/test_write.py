@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from page import desk
-from tests.page.visit import INJECTIONS, begin, sheet, status, wait
+from page.writing import PRESETS
+from tests.page.visit import INJECTIONS, begin, generate, number, sheet, status, wait
 
 
 @pytest.mark.browser
@@ -106,7 +107,7 @@ def test_who_has_to_wait_is_told_so_and_may_leave_the_queue(open_page):
     wait(first, lambda: len(sheet(first)) > 10)
     begin(second)
     second.keyboard.press("Control+Enter")
-    wait(second, lambda: status(second) == desk.WAITING)
+    wait(second, lambda: "you are number 1 of 1" in status(second))
     second.wait_for_timeout(500)  # until the server has the request too; Gradio can not take back what is on its way
     second.keyboard.press("Escape")
     wait(second, lambda: status(second) == "")
@@ -126,3 +127,146 @@ def test_nothing_is_wider_than_the_screen(open_page, width):
     wait(page, lambda: status(page).startswith("300 tokens"))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#sheet .html-container").evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
+@pytest.mark.browser
+def test_continue_goes_on_from_the_text_regenerate_tries_again_and_undo_takes_it_back(open_page):
+    page = open_page()
+    first = generate(page)
+    page.get_by_role("button", name="Continue").click()
+    wait(page, lambda: len(sheet(page)) > len(first) and status(page).startswith("40 tokens"))
+    longer = sheet(page)
+    assert longer.startswith(first)
+    page.get_by_role("button", name="Regenerate").click()
+    wait(page, lambda: sheet(page) != longer and status(page).startswith("40 tokens"))
+    other = sheet(page)
+    assert other.startswith(first) and other != longer
+    for expected in (longer, first, ""):
+        page.get_by_role("button", name="Undo").click()
+        wait(page, lambda expected=expected: sheet(page) == expected)
+
+
+@pytest.mark.browser
+def test_with_nothing_written_the_other_buttons_say_so(open_page):
+    page = open_page()
+    for name in ("Continue", "Regenerate", "Undo"):
+        page.get_by_role("button", name=name).click()
+        wait(page, lambda: status(page) == desk.NOTHING)
+    assert sheet(page) == ""
+
+
+@pytest.mark.browser
+def test_several_samples_stand_side_by_side_each_with_its_seed(open_page):
+    page = open_page()
+    page.get_by_text("More", exact=True).click()
+    number(page, "Samples", 3)
+    page.get_by_label("Seed", exact=True).fill("41")
+    begin(page, max_tokens=30)
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: status(page).startswith("90 tokens"))
+    assert page.locator("#sheet h3").all_text_contents() == [f"Sample {i}, seed {40 + i}" for i in (1, 2, 3)]
+    texts = page.locator("#sheet article p").all_text_contents()
+    assert len(set(texts)) == 3 and all(text.startswith("ROMEO:") for text in texts)
+    boxes = [article.bounding_box() for article in page.locator("#sheet article").all()]
+    assert boxes[0]["x"] < boxes[1]["x"] < boxes[2]["x"] and len({box["y"] for box in boxes}) == 1
+
+
+@pytest.mark.browser
+def test_a_preset_sets_the_sliders_at_once_and_a_slider_leaves_the_preset(open_page):
+    page = open_page()
+    page.get_by_text("More", exact=True).click()
+    temperature = page.get_by_label("number input for Temperature").locator("visible=true")
+    for name, values in PRESETS.items():
+        page.get_by_label(name).check()
+        wait(page, lambda values=values: float(temperature.input_value()) == values["temperature"])
+        assert float(page.get_by_label("number input for Top-k").first.input_value()) == values["top_k"]
+    number(page, "Temperature", 0.3)
+    wait(page, lambda: page.locator("#preset input:checked").count() == 0)
+
+
+@pytest.mark.browser
+def test_a_slider_goes_back_to_its_usual_value(open_page):
+    page = open_page()
+    number(page, "Max tokens", 7)
+    page.get_by_label("Reset").first.click()
+    wait(page, lambda: page.get_by_label("number input for Max tokens").input_value() == "200")
+
+
+@pytest.mark.browser
+def test_the_seed_of_a_text_can_be_kept(open_page):
+    page = open_page()
+    first = generate(page)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Keep the seed").click()
+    wait(page, lambda: page.get_by_label("Seed", exact=True).input_value() in status(page))
+    generate(page, "JULIET:")
+    assert generate(page) == first
+
+
+@pytest.mark.browser
+def test_who_waits_is_told_the_place_in_the_queue(open_page):
+    pages = [open_page() for _ in range(3)]
+    for page in pages:
+        begin(page)
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(300)
+    wait(pages[2], lambda: "you are number" in status(pages[2]))
+    for page in pages:
+        page.keyboard.press("Escape")
+
+
+@pytest.mark.browser
+def test_nothing_on_the_page_moves_while_the_text_grows(open_page):
+    page = open_page()
+    begin(page, max_tokens=600)
+    page.evaluate(
+        """() => new PerformanceObserver((list) => {
+            for (const { hadRecentInput, value } of list.getEntries())
+                if (!hadRecentInput) window.shifted = (window.shifted || 0) + value;
+        }).observe({ type: "layout-shift" })"""
+    )
+    page.keyboard.press("Control+Enter")
+    page.wait_for_timeout(700)  # what moves at once after a key is the visitor's doing, and not counted
+    wait(page, lambda: status(page).startswith("600 tokens"))
+    assert (page.evaluate("window.shifted") or 0) < 0.005
+
+
+@pytest.mark.browser
+def test_a_link_opens_the_same_request_in_another_tab_and_starts_nothing(open_page):
+    page = open_page()
+    page.get_by_text("More", exact=True).click()
+    number(page, "Temperature", 0.8)
+    first = generate(page, INJECTIONS)
+    page.get_by_text("Share it, use it from code", exact=True).click()
+    link = page.locator("#link textarea")
+    wait(page, lambda: "seed=" in link.input_value())
+    other = open_page(query="?" + link.input_value().split("?", 1)[1])
+    wait(other, lambda: other.locator("#prompt textarea").input_value() == INJECTIONS)
+    assert "Generate writes the text." in other.locator("#restored").text_content()
+    assert "another checkpoint" not in other.locator("#restored").text_content()
+    other.wait_for_timeout(500)
+    assert sheet(other) == ""
+    other.get_by_role("button", name="Generate", exact=True).click()
+    wait(other, lambda: status(other).startswith("40 tokens"))
+    assert sheet(other) == first
+
+
+@pytest.mark.browser
+def test_a_link_made_with_another_checkpoint_or_with_nonsense_says_so(open_page):
+    page = open_page(query="?prompt=A&temperature=%3Cb%3E&top_k=9999&seed=NaN&model=other/model&sha=0123abc")
+    wait(page, lambda: page.locator("#prompt textarea").input_value() == "A")
+    said = page.locator("#restored").text_content()
+    assert "another checkpoint" in said
+    assert all(f"{label} is not what this page accepts" in said for label in ("Temperature", "Top-k", "Seed"))
+    assert page.get_by_label("number input for Top-k").first.input_value() == "50"
+
+
+@pytest.mark.browser
+def test_the_same_request_is_shown_as_code(open_page):
+    page = open_page()
+    generate(page, INJECTIONS, max_tokens=7)
+    page.get_by_text("Share it, use it from code", exact=True).click()
+    for kind, word in (("transformers", "set_seed"), ("Python, this page", "gradio_client"), ("curl", "curl -s")):
+        page.get_by_label(kind).check()
+        wait(page, lambda word=word: word in page.locator("#code").text_content())
+        assert "window.hacked" in page.locator("#code").text_content()

@@ -78,8 +78,7 @@ def serve(folder: Path, **env: str) -> Iterator[Running]:
 
 def sheet(page) -> str:
     """The prompt and the continuation, of the first sample."""
-    paragraph = page.locator("#sheet article p")
-    return paragraph.first.text_content() if paragraph.count() else ""
+    return "".join(page.locator("#sheet article p").all_text_contents()[:1])
 
 
 def status(page) -> str:
