@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gpt2 import overlap
 from gpt2.config import GPTConfig, chosen_id
 from gpt2.device import DTYPES, inference_dtype, pick_device
 from gpt2.model import GPT
@@ -30,7 +31,7 @@ from gpt2.tokenizer import Tokenizer
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "shakespeare"
 WEIGHTS = "model.safetensors"
 NEEDED = ("config.json", WEIGHTS, "vocab.json", "merges.txt")
-HUB_FILES = (*NEEDED, "tokenizer.json", "training.json", "metrics.jsonl", "samples.jsonl", "README.md")
+HUB_FILES = (*NEEDED, "tokenizer.json", "training.json", "metrics.jsonl", "samples.jsonl", "README.md", overlap.FILE)
 HUB_TIMEOUT = 5  # seconds until a silent Hub counts as unreachable and its local cache is used
 MAX_JSON = 16 * 2**20  # bytes of a JSON file that we are willing to parse
 PAD_ROWS_ON_GPU = 128  # rows of the head in multiples of this are faster there, and cost nothing to speak of

@@ -101,13 +101,12 @@ def score(
     Args:
         text: a text, or the very ids that a generation drew.
         prompt: what stands before it, read but not scored; "" means the start of a text.
-        params: for Candidate.filtered; SamplingParams() where not given.
+        params: how it was sampled, for Candidate.filtered; where not given, nothing is filtered.
         alternatives: how many candidates per token.
 
     Raises:
         ValueError: where the model's output is not finite.
     """
-    params = params or SamplingParams()
     before = _ids(tokenizer, prompt) or [model.config.bos_token_id]
     ids = [*before, *_ids(tokenizer, text)]
     tokens = []
@@ -195,11 +194,11 @@ def _windows(n: int, total: int, block_size: int) -> Iterator[tuple[int, int, in
 
 
 def _token_score(
-    tokenizer: Tokenizer, logits: Tensor, ids: list[int], params: SamplingParams, alternatives: int
+    tokenizer: Tokenizer, logits: Tensor, ids: list[int], params: SamplingParams | None, alternatives: int
 ) -> TokenScore:
     """The last of ids, from the logits (V,) after those before it."""
     filtered, idx = logits, ids[-1]
-    for _, apply in filter_chain(params, ids[:-1]):
+    for _, apply in filter_chain(params, ids[:-1]) if params else ():
         filtered = apply(filtered)
     logprobs, token = logits.log_softmax(0), tokenizer.token_bytes(idx)
     top = logits.topk(min(alternatives, logits.numel())).indices.tolist()

@@ -24,7 +24,18 @@ FLOORS = {
     "train": [
         {"__main__"},
         {"trainer", "setup", "learner", "export", "publish", "card"},
-        {"dataset", "tokens", "vocabulary", "optimizer", "processes", "evaluate", "state", "journal", "tracking"},
+        {
+            "dataset",
+            "tokens",
+            "vocabulary",
+            "optimizer",
+            "processes",
+            "evaluate",
+            "state",
+            "journal",
+            "tracking",
+            "memory",
+        },
         {"corpus", "plays", "document", "fetch", "config", "__init__"},
     ],
 }

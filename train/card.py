@@ -33,6 +33,7 @@ def render(directory: Path) -> str:
         "![Training and validation loss by step](loss.png)",
         _use(),
         _figures(trained),
+        _memorisation(trained),
         _how(trained),
         _samples(samples),
         _limits(trained),
@@ -117,6 +118,41 @@ def _figures(trained: dict[str, Any]) -> str:
         f"The held-out part is the end of every document, {trained['parts']['holdout']['bytes']:,} bytes that were "
         "never trained on, scored once, after training, with this file. Bits per byte do not depend on the vocabulary, "
         "so they compare across models; lower is better."
+    )
+
+
+def _memorisation(trained: dict[str, Any]) -> str:
+    """What of the training text stands in what the model writes and, for comparison, in the held-out text."""
+    found = trained.get("memorisation", {})
+    if "copied" not in found:
+        return ""
+
+    def longest(copy: dict[str, Any]) -> str:
+        return str(copy["words"]) + (f" ({copy['document']}, line {copy['line']:,})" if "document" in copy else "")
+
+    novelty, extraction, sampling = found["novelty"], found["extraction"], found["sampling"]
+    columns = [
+        ["", "---", *(f"runs of {n} words that the training text lacks" for n in (2, 4, 8))]
+        + ["words that stand in copies of 8 words or more", "longest copy, in words"]
+    ]
+    for kind, title in (("generated", "what it writes"), ("held_out", "the held-out text")):
+        if kind in novelty:
+            shares = [f"{novelty[kind][n - 1]:.1%}" if len(novelty[kind]) >= n else "-" for n in (2, 4, 8)]
+            copies = [f"{found['copied'][kind]:.2%}", longest(found["longest_copy"][kind])]
+            columns.append([title, "---", *shares, *copies])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+    recited = " and at ".join(
+        f"{extraction[part]['recited']} of {extraction[part]['prompts']} places of the {title}"
+        for part, title in (("train", "training text"), ("held_out", "held-out text"))
+        if extraction[part]["prompts"]
+    )
+    return (
+        f"## What it learned by heart\n\n{table}\n\n"
+        "Word by word, punctuation left out. People repeat each other too: how much, the held-out text shows. What it "
+        f"writes are here {sampling['samples']} texts of {sampling['tokens']} tokens, from no prompt, at temperature "
+        f"{sampling['temperature']:g} and top-k {sampling['top_k']}."
+        + f" Given {extraction['prompt_tokens']} tokens, and always taking the likeliest next one, it went on with "
+        f"exactly the {extraction['recited_tokens']} that follow at {recited}." * bool(recited)
     )
 
 

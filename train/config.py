@@ -114,6 +114,9 @@ class TrainConfig:
     result: Literal["best", "last"] = "best"
     # How checkpoints store weights. float16 halves the file; figures are measured on the file as stored.
     store: Literal["float32", "float16"] = "float32"
+    # Let checkpoints hold hashes of the runs of 8 words in a training part of up to 20 MB, by which the page marks what
+    # was copied. Whoever has eight words of your text could find the others by trying: --no-overlap for a private one.
+    overlap: bool = True
     # Prompts sampled at every evaluation, always with the same seed. Default: some that suit the text.
     prompts: tuple[str, ...] = ()
 
