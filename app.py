@@ -36,10 +36,10 @@ from gpt2.device import usable_cores
 from page import api, compare, desk, inside, training
 from page.served import Served, load_or_fall_back
 from page.style import THEME, head, read
-from page.writing import DEADLINE, pieces
+from page.writing import DEADLINE, pieces, pieces_in_company
 
 ZERO_GPU_ABOVE = 300_000_000  # parameters; smaller models write fast on the CPU, which costs no visitor's quota
-SLOTS = 1  # texts that are written at the same time
+SLOTS = 16  # visitors who are written for at the same time; others wait in the queue
 ZERO_GPU_MODEL: list = []  # model, tokenizer: a ZeroGPU worker is a fork and finds them here; arguments are pickled
 
 
@@ -66,7 +66,10 @@ def introduction(served: Served) -> str:
 
 def build(served: Served) -> gr.Blocks:
     """The page and its API for one checkpoint."""
-    source = pieces_on_zero_gpu if ZERO_GPU_MODEL else partial(pieces, served.model, served.tokenizer)
+    if ZERO_GPU_MODEL:  # whose workers are forks, where no engine's thread lives
+        source, slots = pieces_on_zero_gpu, 1
+    else:
+        source, slots = partial(pieces_in_company, gpt2.Engine(served.model, served.tokenizer, SLOTS)), SLOTS
 
     def think(function: Callable, *args, **kwargs) -> Any:
         if ZERO_GPU_MODEL:
@@ -82,14 +85,14 @@ def build(served: Served) -> gr.Blocks:
                 gr.HTML(f'<p role="alert">{html.escape(served.notice)}</p>', elem_id="notice")
             with gr.Tabs(selected="write") as tabs:
                 with gr.Tab("Write", id="write"):
-                    writing_desk = desk.room(served, source, demo)
+                    writing_desk = desk.room(served, source, slots, demo)
                 with gr.Tab("Look inside", id="inside") as tab:
                     inside.room(served, writing_desk, think, overlap, tabs, tab)
                 with gr.Tab("Training", id="training") as tab:
                     training.room(served, writing_desk, overlap, tab)
                 with gr.Tab("Compare", id="compare") as tab:
-                    compare.room(served, writing_desk, source, tab)
-        api.offer(served, source, think, SLOTS)
+                    compare.room(served, writing_desk, source, slots, tab)
+        api.offer(served, source, think, slots)
     return demo.queue(max_size=64, default_concurrency_limit=1, api_open=False)
 
 

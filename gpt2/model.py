@@ -41,17 +41,22 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.c_attn(x).split(C, dim=2)  # 3 x (B, T, C)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if cache is not None:
-            k, v = cache.update(layer, k, v)  # (B, nh, S, hs)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,  # counts from the top left: right only where nothing was cached before
-        )
+            y = attend(q, *cache.update(layer, k, v), mask)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention of q (B, nh, T, hs) over the S positions of k and v (B, nh, S, hs) that mask (B, 1, T, S) allows.
+
+    Written out: F.scaled_dot_product_attention is no faster for single tokens, and on a CPU it computes one row in
+    another way than several, so that the last bits of a text would depend on what is written beside it.
+    """
+    scores = (q * q.size(-1) ** -0.5) @ k.transpose(2, 3)  # (B, nh, T, S)
+    return torch.where(mask, scores, -math.inf).softmax(-1) @ v  # (B, nh, T, hs)
 
 
 class MLP(nn.Module):
@@ -139,8 +144,7 @@ class GPT(nn.Module):
         if cache is None:
             mask, pos = None, torch.arange(T, device=idx.device)  # (T,)
         else:
-            mask, pos = cache.mask(T), cache.positions(T).to(idx.device)  # (B, T)
-            mask = None if mask is None else mask.to(idx.device)
+            mask, pos = cache.mask(T).to(idx.device), cache.positions(T).to(idx.device)  # (B, 1, T, S), (B, T)
 
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
         x = self.transformer.drop(x)

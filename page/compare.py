@@ -69,8 +69,8 @@ def said(nows: list[Progress]) -> str:
     )
 
 
-def room(served: Served, desk: Desk, source: Callable[..., Iterator], tab: gr.Tab) -> None:
-    """Build the room; source is pieces() of the served model, wherever it runs."""
+def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int, tab: gr.Tab) -> None:
+    """Build the room; source and slots as for desk.room()."""
     others, kept = choices(served), {}
     if not others:
         gr.HTML(
@@ -135,7 +135,7 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], tab: gr.Ta
         preprocess=False,
         show_progress="hidden",
         concurrency_id="model",
-        concurrency_limit=1,
+        concurrency_limit=slots,
         api_visibility="private",
     )
     stop.click(None, None, None, cancels=writing)

@@ -70,8 +70,13 @@ def sheet(elem_id: str, label: str, empty: str) -> gr.HTML:
     )
 
 
-def room(served: Served, source: Callable[..., Iterator], demo: gr.Blocks) -> Desk:
-    """Build the room on demo; source is pieces() of the served model, wherever it runs."""
+def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.Blocks) -> Desk:
+    """Build the room on demo.
+
+    Args:
+        source: pieces() of the served model, wherever it runs.
+        slots: how many visitors are written for at the same time.
+    """
 
     def respond(event: gr.EventData, prompt, *rest):
         """Carry out whichever button was pressed, and yield what the page shows."""
@@ -197,7 +202,7 @@ def room(served: Served, source: Callable[..., Iterator], demo: gr.Blocks) -> De
         show_progress="minimal",
         show_progress_on=status,
         concurrency_id="model",
-        concurrency_limit=1,
+        concurrency_limit=slots,
         api_visibility="private",
     )
     stop.click(None, None, None, cancels=writing)

@@ -106,6 +106,13 @@ def pieces(model: gpt2.GPT, tokenizer: gpt2.Tokenizer, prompt: str, params: gpt2
     yield (yield from gpt2.generate(model, tokenizer, prompt, params))
 
 
+def pieces_in_company(engine: gpt2.Engine, prompt: str, params: gpt2.SamplingParams) -> Iterator:
+    """The same from an engine, which writes for many at once; "" where there is no news."""
+    request = engine.submit(prompt, params)
+    yield from request
+    yield request.outcome
+
+
 def number(setting: Setting, value: Any) -> int | float:
     """A value in the type that gpt2 expects; None means the default.
 
@@ -184,14 +191,14 @@ def write(
                     if isinstance(piece, gpt2.Outcome):
                         samples[i] = replace(sample, ids=piece.new_ids, stop_reason=piece.stop_reason)
                     else:
-                        samples[i], tokens = replace(sample, text=sample.text + piece), tokens + 1
+                        samples[i], tokens = replace(sample, text=sample.text + piece), tokens + bool(piece)
                 now = replace(now, samples=tuple(samples), tokens=tokens, seconds=time.monotonic() - started)
                 if now.seconds - shown >= 1 / UPDATES_PER_SECOND and not now.done:
                     shown = now.seconds
                     yield now
             # A piece may hold several tokens, where a character took more than one: only now are they known.
             yield replace(now, tokens=sum(len(sample.ids) for sample in samples))
-    except ValueError as error:  # the checkpoint's fault: its output is not finite
+    except (ValueError, gpt2.EngineError) as error:  # a damaged checkpoint, or an engine whose queue is full
         yield now.ended("error")
         raise refusal(html.escape(str(error))) from error
 

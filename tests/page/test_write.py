@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import pytest
 
+import app
 from page import desk
 from page.writing import PRESETS
 from tests.page.visit import INJECTIONS, begin, generate, number, sheet, status, wait
@@ -99,22 +103,45 @@ def test_a_prompt_that_is_too_long_is_refused_in_a_sentence_and_the_page_goes_on
     wait(page, lambda: status(page).startswith("10 tokens"))
 
 
+@pytest.fixture
+def crowd(client) -> Iterator[None]:
+    """As many others as the page writes for at the same time."""
+    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(app.SLOTS)]
+    while not all(job.outputs() for job in jobs):
+        time.sleep(0.05)
+    yield
+    for job in jobs:
+        job.cancel()
+
+
 @pytest.mark.browser
-def test_who_has_to_wait_is_told_so_and_may_leave_the_queue(open_page):
+def test_who_has_to_wait_is_told_the_place_in_the_queue_and_may_leave_it(open_page, crowd):
     first, second = open_page(), open_page()
-    begin(first)
-    first.keyboard.press("Control+Enter")
-    wait(first, lambda: len(sheet(first)) > 10)
-    begin(second)
-    second.keyboard.press("Control+Enter")
+    for page in (first, second):
+        begin(page)
+        page.keyboard.press("Control+Enter")
+        wait(page, lambda page=page: "you are number" in status(page))
+    assert "you are number 2 of 2" in status(second)
+    first.keyboard.press("Escape")
+    wait(first, lambda: status(first) == "")
     wait(second, lambda: "you are number 1 of 1" in status(second))
-    second.wait_for_timeout(500)  # until the server has the request too; Gradio can not take back what is on its way
     second.keyboard.press("Escape")
     wait(second, lambda: status(second) == "")
-    first.keyboard.press("Escape")
-    wait(first, lambda: "stopped by you" in status(first))
-    second.wait_for_timeout(500)
-    assert sheet(second) == ""
+    assert sheet(first) == sheet(second) == ""
+
+
+@pytest.mark.browser
+def test_two_visitors_are_written_for_at_the_same_time(open_page):
+    first, second = open_page(), open_page()
+    for page in (first, second):
+        begin(page)
+        page.keyboard.press("Control+Enter")
+    wait(second, lambda: len(sheet(second)) > 30)
+    assert "Writing" in status(first)
+    lengths = len(sheet(first)), len(sheet(second))
+    wait(first, lambda: len(sheet(first)) > lengths[0] and len(sheet(second)) > lengths[1])
+    for page in (first, second):
+        page.keyboard.press("Escape")
 
 
 @pytest.mark.browser
@@ -201,18 +228,6 @@ def test_the_seed_of_a_text_can_be_kept(open_page):
     wait(page, lambda: page.get_by_label("Seed", exact=True).input_value() in status(page))
     generate(page, "JULIET:")
     assert generate(page) == first
-
-
-@pytest.mark.browser
-def test_who_waits_is_told_the_place_in_the_queue(open_page):
-    pages = [open_page() for _ in range(3)]
-    for page in pages:
-        begin(page)
-        page.keyboard.press("Control+Enter")
-        page.wait_for_timeout(300)
-    wait(pages[2], lambda: "you are number" in status(pages[2]))
-    for page in pages:
-        page.keyboard.press("Escape")
 
 
 @pytest.mark.browser
