@@ -35,7 +35,7 @@ import gpt2
 from gpt2.device import usable_cores
 from page import api, compare, desk, inside, training
 from page.served import Served, load_or_fall_back
-from page.style import THEME, head, read
+from page.style import THEME, head
 from page.writing import DEADLINE, pieces, pieces_in_company
 
 ZERO_GPU_ABOVE = 300_000_000  # parameters; smaller models write fast on the CPU, which costs no visitor's quota
@@ -114,7 +114,6 @@ def main() -> int:
             server_port=int(port),
             theme=THEME,
             head=head(),
-            js=read("keys.js"),
             footer_links=["api", "settings"],
             run_history=False,  # nobody's texts are kept, not even in their own browser
             max_file_size="50kb",  # nothing here takes a file, but Gradio's upload route is always open

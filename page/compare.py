@@ -132,6 +132,7 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
         respond,
         [prompt, name, *desk.settings[:-1]],
         [paper, status],
+        api_name="compare",
         preprocess=False,
         show_progress="hidden",
         concurrency_id="model",

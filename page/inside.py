@@ -256,7 +256,7 @@ def room(
     gr.on([judge.click, own.submit], look_at_own, [own, *dials], seen, preprocess=False, **busy)
     tokens.select(choose, [looked, *dials], [at, step], preprocess=False, **busy)
     gr.on([dial.input for dial in dials], show, [looked, at, *dials], step, trigger_mode="always_last", **busy)
-    view.input(None, None, None, js="(name) => (document.querySelector('#tokens .tokens').dataset.view = name)")
+    view.input(None, view, None, js="(name) => (document.querySelector('#tokens .tokens').dataset.view = name)")
     by_name = dict(zip([setting.name for setting in SETTINGS], desk.settings, strict=False))
     targets = [desk.prompt, *(by_name[d.name] for d in DIALS), by_name["seed"], tabs]
     forking = step.select(fork, [looked, at, *dials], targets, preprocess=False, **busy)

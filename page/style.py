@@ -36,7 +36,7 @@ def script(name: str) -> str:
 
 
 def head() -> str:
-    """What the page's head needs. The styles are there before anything is drawn; the icon is no favicon_path, for
-    which Gradio would open a route that resizes it to any size."""
-    icon = quote(read("icon.svg").strip())
-    return f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{icon}"><style>{read("page.css")}</style>'
+    """What the page's head needs: the styles and keys are there before anything is drawn. The icon is no favicon_path,
+    for which Gradio would open a route that resizes it to any size."""
+    icon = f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{quote(read("icon.svg").strip())}">'
+    return f"{icon}<style>{read('page.css')}</style><script>{read('keys.js')}</script>"

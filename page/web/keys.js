@@ -1,5 +1,5 @@
 // Ctrl+Enter or Cmd+Enter generates, Esc stops; not while an input method composes a character.
-() => document.addEventListener("keydown", (event) => {
+document.addEventListener("keydown", (event) => {
     if (event.isComposing) return;
     const press = (id) => document.getElementById(id)?.click();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -7,4 +7,4 @@
         press("generate");
     }
     if (event.key === "Escape") press("stop");
-})
+});

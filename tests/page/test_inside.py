@@ -113,7 +113,7 @@ def test_with_the_keyboard_alone_a_token_is_chosen_and_the_text_forked_with_the_
     generate(page, max_tokens=25)
     seed = status(page).split("Seed ")[1].split(":")[0]
     look(page)
-    page.locator("#view input").first.focus()
+    page.locator("#view input").last.focus()
     page.keyboard.press("Tab")
     page.wait_for_function("document.activeElement.classList.contains('token')")
     for _ in range(4):
