@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from gpt2 import overlap
 from gpt2.config import MAX_PARAMETERS
 from gpt2.files import MAX_JSON, WEIGHTS, CheckpointError, Found, lack
-from gpt2.patience import PATIENCE, patiently
+from gpt2.patience import PATIENCE, Silence, patiently
 
-if TYPE_CHECKING:  # functions import what they need of it: it takes half a second that a local checkpoint need not wait
+if TYPE_CHECKING:  # else only where it is needed: a local checkpoint need not wait half a second for it
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 # All that we read, and how many bytes it may have.
@@ -39,7 +40,10 @@ WELCOME = {
     "samples.jsonl": MAX_JSON,
     overlap.FILE: overlap.MAX_FILE,
 }
+MUCH = 10 * 2**20  # bytes of a download after which to begin again costs more than to sit out a stall:
+LONG_PATIENCE = 7.5  # seconds of silence are borne from there on
 NEWS = 2**15  # bytes of a file that are news: what drips in by fewer a PATIENCE, 8 kB/s, is as good as silent
+LEFT_BEHIND = 3600  # seconds since anything was written to a download that nobody goes on with
 TOKENS = "https://huggingface.co/settings/tokens"
 
 _log = logging.getLogger(__name__)
@@ -101,7 +105,7 @@ def _fetch(repo_id: str, revision: str, name: str) -> Found:
             raise failure
         if not missing:
             break
-        if is_last or isinstance(failure, TimeoutError):
+        if is_last or isinstance(failure, Silence):
             raise failure or OSError(f"{missing[0].rfilename} came damaged, twice")
     if revision != info.sha:
         _remember(folder / "refs" / (revision or "main"), info.sha)
@@ -157,7 +161,7 @@ def _download(files: Sequence[RepoSibling], repo_id: str, sha: str, token: bool 
     """Have the client fetch files into the cache, with one progress bar for all.
 
     Raises:
-        TimeoutError: after PATIENCE without news.
+        Silence: where nothing comes any more.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.utils import tqdm
@@ -180,7 +184,11 @@ def _download(files: Sequence[RepoSibling], repo_id: str, sha: str, token: bool 
         hf_hub_download(repo_id, file.rfilename, revision=sha, token=token, etag_timeout=PATIENCE, tqdm_class=Mute)
 
     def on_disk() -> int:
-        return sum(path.stat().st_size for path in folder.glob("blobs/*") if path.exists())
+        total = 0
+        for path in folder.glob("blobs/*"):
+            with contextlib.suppress(OSError):  # finished and renamed just now
+                total += path.stat().st_size
+        return total
 
     def news() -> tuple[int, int]:
         """What comes over the network, and what is on the disk: perhaps by another process, for which ours waits."""
@@ -188,13 +196,18 @@ def _download(files: Sequence[RepoSibling], repo_id: str, sha: str, token: bool 
         bar.update(arrived - bar.n)
         return moved // NEWS, arrived
 
+    for left in folder.glob("blobs/*.incomplete"):  # by a process that ended, with our thread or another's in it
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT_BEHIND:
+                left.unlink()
     # By itself the client writes, and so shows progress, every 10 MiB: at 1 MB/s that looks like silence.
     constants.DOWNLOAD_CHUNK_SIZE = NEWS
     before, total = on_disk(), sum(file.size for file in files)
     bar = tqdm(total=total, desc=repo_id, unit="B", unit_scale=True, delay=1, disable=None)
     try:
         with bar:
-            patiently([partial(fetch, file) for file in files], news)
+            works = [partial(fetch, file) for file in files]
+            patiently(works, news, lambda: LONG_PATIENCE if moved > MUCH else PATIENCE)
     finally:
         given_up.set()
 
@@ -247,8 +260,8 @@ def _reason(error: BaseException, repo_id: str, revision: str) -> str:
         error = error.__cause__
     page = f"{constants.ENDPOINT}/{repo_id}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if isinstance(error, TimeoutError):
-        status = error.args[0]
+    if isinstance(error, Silence):
+        status = error.status
     if isinstance(error, errors.GatedRepoError):
         return f"{repo_id} is gated: ask for access at {page} and set HF_TOKEN to a token of yours"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -265,8 +278,8 @@ def _reason(error: BaseException, repo_id: str, revision: str) -> str:
         return "the Hub asks for fewer requests (429): try again in a few minutes; with HF_TOKEN set it allows more"
     if status:
         return f"the Hub has a problem of its own ({status}): try again later"
-    if isinstance(error, TimeoutError):
-        return f"the Hub said nothing for {PATIENCE:g} seconds: check the network, or try again later"
+    if isinstance(error, Silence):
+        return f"the Hub said nothing for {error.seconds:g} seconds: check the network, or try again later"
     said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     if isinstance(error, (httpx.TransportError, ConnectionError)):
         return f"the Hub could not be reached ({said}): check the network"

@@ -33,15 +33,27 @@ class _Worker(threading.Thread):
             self.future.set_exception(error)
 
 
-def patiently(works: Sequence[Callable[[], Any]], news: Callable[[], Any] = lambda: None) -> list[Any]:
+class Silence(Exception):
+    """Nothing was heard for so many seconds. status: the HTTP status for which the client was trying again, if any."""
+
+    def __init__(self, seconds: float, status: int | None) -> None:
+        super().__init__(f"nothing for {seconds:g} seconds")
+        self.seconds, self.status = seconds, status
+
+
+def patiently(
+    works: Sequence[Callable[[], Any]],
+    news: Callable[[], Any] = lambda: None,
+    patience: Callable[[], float] = lambda: PATIENCE,
+) -> list[Any]:
     """What works return, each done in a thread of its own.
 
     Args:
         news: anything that changes as the works go on; a work that is done is news too.
+        patience: seconds without news to bear, as things stand.
 
     Raises:
-        TimeoutError: after PATIENCE without news. The threads are left to themselves, and end with the process. Its
-            argument is the HTTP status for which the client was trying again, or None.
+        Silence: without news for longer. The threads are left to themselves, and end with the process.
         Exception: the first that a work raises.
     """
     for handler in logging.getLogger("huggingface_hub").handlers:
@@ -59,8 +71,8 @@ def patiently(works: Sequence[Callable[[], Any]], news: Callable[[], Any] = lamb
             return [future.result() for future in futures]
         if (now := (news(), len(done))) != last:
             last, since = now, time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
-            raise TimeoutError(next((worker.status for worker in workers if worker.status), None))
+        elif time.monotonic() - since > patience():
+            raise Silence(patience(), next((worker.status for worker in workers if worker.status), None))
 
 
 def _overhear(record: logging.LogRecord) -> bool:

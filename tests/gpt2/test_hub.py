@@ -10,12 +10,10 @@ import json
 import logging
 import math
 import os
-import pty
 import shutil
 import socket
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -325,6 +323,17 @@ def test_a_cached_file_that_lost_its_end_is_fetched_again(cache, repo):
     assert weights.read_bytes() == repo.files()[WEIGHTS]
 
 
+def test_what_dead_processes_left_half_fetched_is_swept(cache, repo):
+    blobs = cache / "models--ada--x" / "blobs"
+    blobs.mkdir(parents=True)
+    dead, living = blobs / "a.1.incomplete", blobs / "b.2.incomplete"
+    for path in (dead, living):
+        path.write_bytes(b"half")
+    os.utime(dead, (0, 0))
+    gpt2.find("ada/x")
+    assert living.exists() and not dead.exists()
+
+
 def test_an_interrupted_fetch_leaves_nothing_unchecked(cache, hub, monkeypatch):
     def interrupted(*args):
         patience.patiently(*args)
@@ -356,6 +365,16 @@ def test_a_slow_download_may_take_its_time(cache, hub, repo, impatient, monkeypa
     started = time.monotonic()
     gpt2.find("ada/x")
     assert time.monotonic() - started > 3 * impatient
+
+
+def test_a_download_that_has_come_far_may_stall_for_longer(cache, hub, impatient, monkeypatch):
+    monkeypatch.setattr(loading, "MUCH", 2**12)
+    monkeypatch.setattr(loading, "NEWS", 2**11)
+    monkeypatch.setattr(loading, "LONG_PATIENCE", 3.0)
+    hub.fail("GET", LARGE, kind="stall")
+    started = time.monotonic()
+    assert "said nothing for 3 seconds" in refusal()
+    assert time.monotonic() - started < 6
 
 
 def test_what_another_process_fetches_is_waited_for(cache, repo, impatient):
@@ -420,6 +439,7 @@ print(json.dumps(found))
     return run
 
 
+@pytest.mark.slow
 def test_a_hub_that_falls_silent_at_any_request_is_given_up(hub, timed, tiny_checkpoint):
     """At the first: with nothing in the cache. At the second: with an older commit there."""
     names = {f"ada/{number}": fault for number, fault in enumerate(SILENCES.values())}
@@ -448,6 +468,7 @@ def test_a_hub_that_falls_silent_at_any_request_is_given_up(hub, timed, tiny_che
     assert said.count("Using the copy in the Hub's cache") == len(said.splitlines()) == len(names)
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_given_up_within_eight_seconds(hub, timed, repo):
     """With the patience that users meet: silent, refusing, with a name that nobody knows."""
     hub.fail("GET", INFO, kind="silent", times=math.inf)
@@ -465,6 +486,7 @@ def test_an_unreachable_hub_is_given_up_within_eight_seconds(hub, timed, repo):
     assert seconds < 8
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of its own is POSIX's")
 def test_a_terminal_sees_the_progress_and_a_log_does_not(hub, repo, tmp_path):
     hub.fail("GET", LARGE, kind="slow", rate=len(repo.files()[WEIGHTS]) / 3, times=math.inf)
     code = "import gpt2.hub; gpt2.hub.NEWS = 2**10; gpt2.find('ada/x')"
@@ -472,6 +494,9 @@ def test_a_terminal_sees_the_progress_and_a_log_does_not(hub, repo, tmp_path):
     def stderr(descriptor: int, home: str) -> None:
         env = {**os.environ, **hub.env(None, tmp_path / home)}
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, stderr=descriptor, check=True, timeout=120)
+
+    import pty
+    import termios
 
     ours, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
