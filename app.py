@@ -21,35 +21,36 @@ except ImportError:
     spaces = SimpleNamespace(GPU=lambda duration: lambda function: function)
 
 import html
-import importlib.util
-import math
-import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import gradio as gr
 import torch
 
 import gpt2
 from gpt2.device import usable_cores
+from page import api, compare, desk, inside, training
 from page.served import Served, load_or_fall_back
-from page.style import CSS, KEYS, THEME
-from page.writing import DEADLINE, SETTINGS, Progress, Setting, pieces, report, write
+from page.style import THEME, head
+from page.writing import DEADLINE, pieces, pieces_in_company
 
 ZERO_GPU_ABOVE = 300_000_000  # parameters; smaller models write fast on the CPU, which costs no visitor's quota
-EXAMPLES = ["ROMEO:", "JULIET:\nO Romeo,", "To be, or not to be", "KING HENRY:\nOnce more unto the breach"]
-WAITING = "Waiting for the model."
+SLOTS = 16  # visitors who are written for at the same time; others wait in the queue
 ZERO_GPU_MODEL: list = []  # model, tokenizer: a ZeroGPU worker is a fork and finds them here; arguments are pickled
 
 
 @spaces.GPU(duration=DEADLINE + 10)
 def pieces_on_zero_gpu(prompt: str, params: gpt2.SamplingParams) -> Iterator:
     yield from pieces(*ZERO_GPU_MODEL, prompt, params)
+
+
+@spaces.GPU(duration=20)
+def on_zero_gpu(function: Callable, *args, **kwargs) -> Any:
+    return function(*ZERO_GPU_MODEL, *args, **kwargs)
 
 
 def introduction(served: Served) -> str:
@@ -63,147 +64,35 @@ def introduction(served: Served) -> str:
     return words + (f". Revision {html.escape(served.sha[:8])}." if served.sha else ".")
 
 
-def manuscript(prompt: str, text: str) -> str:
-    """The prompt and its continuation, as HTML that only ever grows at its end: Gradio sends just what was added."""
-    return f"<b>{html.escape(prompt)}</b>{html.escape(text)}"
-
-
 def build(served: Served) -> gr.Blocks:
     """The page and its API for one checkpoint."""
-    source = pieces_on_zero_gpu if ZERO_GPU_MODEL else partial(pieces, served.model, served.tokenizer)
+    if ZERO_GPU_MODEL:  # whose workers are forks, where no engine's thread lives
+        source, slots = pieces_on_zero_gpu, 1
+    else:
+        source, slots = partial(pieces_in_company, gpt2.Engine(served.model, served.tokenizer, SLOTS)), SLOTS
 
-    def generate(
-        prompt: str,
-        max_new_tokens: int = 200,
-        top_k: int = 50,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int = -1,
-    ) -> str:  # what each yield is: Gradio documents the API by these types
-        """Continue a text with this GPT-2. Streams the continuation so far, without the prompt.
+    def think(function: Callable, *args, **kwargs) -> Any:
+        if ZERO_GPU_MODEL:
+            return on_zero_gpu(function, *args, **kwargs)
+        return function(served.model, served.tokenizer, *args, **kwargs)
 
-        Args:
-            prompt: text to go on from, at most 20,000 characters; empty starts a new text.
-            max_new_tokens: how many tokens to write at most, 1 to 2000.
-            top_k: choose each token among the k likeliest only, 0 to 200; 0 leaves the choice open.
-            temperature: below 1 plays safe, above 1 takes risks, 0 always takes the likeliest token; at most 2.
-            top_p: choose among the likeliest tokens that share this much probability, 0.01 to 1; 1 keeps all.
-            min_p: leave out tokens less likely than this fraction of the likeliest, 0 to 1; 0 keeps all.
-            repetition_penalty: above 1 avoids tokens that the text already has, 1 to 2.
-            seed: the same seed and settings give the same text; -1 draws a new seed.
-        """
-        values = (max_new_tokens, top_k, temperature, top_p, min_p, repetition_penalty, seed)
-        with closing(write(served, source, prompt, values)) as progress:
-            for now in progress:
-                yield now.text
-
-    def model_info() -> dict:
-        """Describe the model behind this page: its sizes, where it comes from, what it was trained on."""
-        config, weight = served.model.config, served.model.transformer.wte.weight
-        sizes = ("n_parameters", "vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-        return {
-            "name": served.name,
-            "sha": served.sha,
-            "fallback": served.notice is not None,
-            "notice": served.notice,
-            **{name: getattr(config, name) for name in sizes},
-            "device": weight.device.type,
-            "dtype": str(weight.dtype).removeprefix("torch."),
-            "training": served.training,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "gradio": gr.__version__},
-        }
-
-    def respond(prompt, *values):
-        """write() for the page: the sheet, the status line, and what Stop will have to report."""
-        status, said = gr.skip(), -math.inf
-        with closing(write(served, source, prompt, values)) as progress:
-            for now in progress:
-                if now.stop_reason or now.seconds - said >= 1:  # a screen reader reads every change aloud
-                    status, said = report(now), now.seconds
-                yield manuscript(now.prompt, now.text), status, now
-
-    def interrupted(progress: Progress | None, shown: str):
-        """The status line after Stop, or after a refusal."""
-        if progress is None or progress.stop_reason:  # nothing was being written yet
-            return "" if shown == WAITING else gr.skip(), gr.skip()
-        progress = replace(progress, stop_reason="cancelled")
-        return report(progress), progress
-
-    def widget(setting: Setting) -> gr.Slider | gr.Number:
-        s = setting
-        if s.name == "seed":
-            return gr.Number(s.default, label=s.label, info=s.info, elem_id=s.name)
-        return gr.Slider(
-            s.low, s.high, s.default, step=s.step, label=s.label, info=s.info, elem_id=s.name, buttons=["reset"]
-        )
+    overlap = training.known_runs(served.directory)
 
     with gr.Blocks(title="A GPT-2 of your own", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         with gr.Column(elem_id="house"):
             gr.HTML(f"<h1>A GPT-2 of your own</h1><p>{introduction(served)}</p>", elem_id="title")
             if served.notice:
                 gr.HTML(f'<p role="alert">{html.escape(served.notice)}</p>', elem_id="notice")
-            with gr.Row():
-                with gr.Column(scale=5, min_width=320):
-                    prompt = gr.Textbox(
-                        label="Prompt",
-                        placeholder="Begin a text, and the model goes on from it. Left empty, it begins one itself.",
-                        lines=4,
-                        max_lines=12,
-                        autofocus=True,
-                        elem_id="prompt",
-                    )
-                    with gr.Row(elem_id="actions"):
-                        start = gr.Button("Write", variant="primary", elem_id="write")
-                        stop = gr.Button("Stop", elem_id="stop")
-                    gr.HTML(
-                        "<kbd>Ctrl</kbd> or <kbd>Cmd</kbd> + <kbd>Enter</kbd> writes, <kbd>Esc</kbd> stops.",
-                        elem_id="keys",
-                        apply_default_css=False,
-                    )
-                    sheet = gr.HTML(
-                        elem_id="sheet", elem_classes="sheet", apply_default_css=False, max_height=640, autoscroll=True
-                    )
-                    status = gr.HTML(
-                        # Gradio fills a template in place, so the line stays the one that is announced.
-                        html_template='<p role="status" aria-live="polite">${value}</p>',
-                        elem_id="status",
-                        apply_default_css=False,
-                    )
-                    gr.Examples([[e] for e in EXAMPLES], prompt, cache_examples=False, api_visibility="private")
-                with gr.Column(scale=2, min_width=300):
-                    widgets = [widget(setting) for setting in SETTINGS[:2]]
-                    with gr.Accordion("More", open=False):
-                        widgets += [widget(setting) for setting in SETTINGS[2:]]
-        progress = gr.State()
-
-        triggers = [start.click, prompt.submit]
-        gr.on(triggers, None, None, status, js=f"() => '{WAITING}'")
-        writing = gr.on(
-            triggers,
-            respond,
-            [prompt, *widgets],
-            [sheet, status, progress],
-            preprocess=False,  # checked() does it, with one sentence for whatever is wrong
-            show_progress="hidden",
-            concurrency_id="model",
-            concurrency_limit=1,
-            api_visibility="private",
-        )
-        stop.click(None, None, None, cancels=writing)
-        # Gradio calls a cancelled event a failed one. Not a second handler of the click: that would not wait for the
-        # cancelling, and a last update of the text could come after it.
-        writing.failure(
-            interrupted,
-            [progress, status],
-            [status, progress],
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        gr.api(generate, api_name="generate", concurrency_id="model", concurrency_limit=1)
-        gr.api(model_info, api_name="model_info")
+            with gr.Tabs(selected="write") as tabs:
+                with gr.Tab("Write", id="write"):
+                    writing_desk = desk.room(served, source, slots, demo)
+                with gr.Tab("Look inside", id="inside") as tab:
+                    inside.room(served, writing_desk, think, overlap, tabs, tab)
+                with gr.Tab("Training", id="training") as tab:
+                    training.room(served, writing_desk, overlap, tab)
+                with gr.Tab("Compare", id="compare") as tab:
+                    compare.room(served, writing_desk, source, slots, tab)
+        api.offer(served, source, think, slots)
     return demo.queue(max_size=64, default_concurrency_limit=1, api_open=False)
 
 
@@ -224,8 +113,7 @@ def main() -> int:
             server_name="0.0.0.0" if os.environ.get("SPACE_ID") else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
             server_port=int(port),
             theme=THEME,
-            css=CSS,
-            js=KEYS,
+            head=head(),
             footer_links=["api", "settings"],
             run_history=False,  # nobody's texts are kept, not even in their own browser
             max_file_size="50kb",  # nothing here takes a file, but Gradio's upload route is always open
@@ -233,7 +121,7 @@ def main() -> int:
             state_session_capacity=200,
             ssr_mode=False,  # a second server, in Node, that this page does not need
             pwa=False,
-            mcp_server=importlib.util.find_spec("mcp") is not None,
+            mcp_server=api.speaks_mcp(),
             prevent_thread_lock=True,
             quiet=True,
         )

@@ -6,32 +6,63 @@ tokens, prompts or requests.
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 from torch import Tensor
 
 from gpt2.config import GPTConfig
 
+# Positions are read in whole pieces of this many, masked beyond a row's own: a CPU adds numbers in an order that
+# depends on how many there are, so a row must not feel how long the rows beside it are. 64 is a multiple of every
+# vector's length, and keeps products above the 400 multiplications below which torch computes them in yet another way.
+PIECE = 64
+
 
 class KVCache:
-    """The keys and values of B sequences, each with its own position.
+    """The keys and values of B sequences, each with its own position. Rows may join and leave.
 
     Args:
         config: the model's sizes; a row holds at most block_size positions.
-        batch_size: number of rows B.
+        batch_size: number of rows B, and the most there can be.
         device, dtype: where and as what the keys and values are kept (those of the model's activations).
     """
 
     def __init__(self, config: GPTConfig, batch_size: int = 1, device: torch.device | str = "cpu", dtype=torch.float32):
         hs = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_head, config.block_size, hs)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)  # (n_layer, B, nh, block_size, hs)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (config.n_layer, batch_size, config.n_head, -(-config.block_size // PIECE) * PIECE, hs)
+        self.k = _zeros(shape, device, dtype)  # (n_layer, B, nh, block_size in whole pieces, hs)
+        self.v = _zeros(shape, device, dtype)
         self.block_size = config.block_size
         self.pos = [0] * batch_size  # plain integers: asking for them never waits for a GPU
 
     def reset(self) -> None:
         """Forget everything; the memory is kept for the next text."""
         self.pos = [0] * len(self.pos)
+
+    def join(self, other: KVCache) -> None:
+        """Append the first row of other, a copy, as the last row."""
+        self.pos.append(0)
+        self.extend(len(self.pos) - 1, *other.since(0, 0))
+
+    def since(self, row: int, pos: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a row from position pos on, both (n_layer, nh, T, hs); not copied."""
+        return self.k[:, row, :, pos : self.pos[row]], self.v[:, row, :, pos : self.pos[row]]
+
+    def extend(self, row: int, k: Tensor, v: Tensor) -> None:
+        """Let a row go on with what since() gave for another of the same text."""
+        end = self.pos[row] + k.size(2)
+        self.k[:, row, :, self.pos[row] : end] = k
+        self.v[:, row, :, self.pos[row] : end] = v
+        self.pos[row] = end
+
+    def leave(self, row: int) -> None:
+        """Remove a row; the last one takes its place."""
+        last = len(self.pos) - 1
+        if row < last:
+            self.pos[row] = 0
+            self.extend(row, *self.since(last, 0))
+        self.pos.pop()
 
     def positions(self, T: int) -> Tensor:
         """Positions of the next T tokens of each row, (B, T), on the CPU.
@@ -43,28 +74,33 @@ class KVCache:
             raise ValueError(f"{T} more tokens after {max(self.pos)} do not fit into block_size={self.block_size}.")
         return torch.tensor(self.pos).unsqueeze(1) + torch.arange(T)  # (B, T)
 
-    def mask(self, T: int) -> Tensor | None:
-        """Which cached positions the next T tokens may see, (B, 1, T, S) on the CPU; None where a single token
-        sees all of them, or where nothing is cached yet and plain causal attention says the same."""
-        if max(self.pos) == 0 or (T == 1 and min(self.pos) == max(self.pos)):
-            return None
-        S = max(self.pos) + T
-        return (torch.arange(S) <= self.positions(T).unsqueeze(-1)).unsqueeze(1)  # (B, 1, T, S)
+    def mask(self, T: int) -> Tensor:
+        """Which cached positions the next T tokens may see, (B, 1, T, S) on the CPU."""
+        return (torch.arange(self._size(T)) <= self.positions(T).unsqueeze(-1)).unsqueeze(1)  # (B, 1, T, S)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of one layer, both (B, nh, T, hs); return all there are, (B, nh, S, hs)."""
-        T = k.size(2)
-        # Slices and not index_copy_: the latter is wrong on Apple's MPS.
+        T, B, S = k.size(2), len(self.pos), self._size(k.size(2))
         if min(self.pos) == max(self.pos):
-            rows = [(slice(None), self.pos[0])]
-        else:
-            rows = [(slice(b, b + 1), pos) for b, pos in enumerate(self.pos)]
-        for row, pos in rows:
-            self.k[layer, row, :, pos : pos + T] = k[row]
-            self.v[layer, row, :, pos : pos + T] = v[row]
-        S = max(self.pos) + T
-        return self.k[layer, :, :, :S], self.v[layer, :, :, :S]
+            here = (layer, slice(0, B), slice(None), slice(self.pos[0], self.pos[0] + T))
+            self.k[here], self.v[here] = k, v
+        else:  # one operation for all rows: a slice for each took three times as long
+            rows, at = torch.arange(B).unsqueeze(1), self.positions(T)  # (B, 1), (B, T)
+            self.k[layer][rows, :, at] = k.transpose(1, 2)  # (B, T, nh, hs)
+            self.v[layer][rows, :, at] = v.transpose(1, 2)
+        return self.k[layer, :B, :, :S], self.v[layer, :B, :, :S]
 
     def advance(self, T: int) -> None:
         """Count T new tokens in every row, once all layers have stored theirs."""
         self.pos = [pos + T for pos in self.pos]
+
+    def _size(self, T: int) -> int:
+        """S, the positions that a step of T tokens looks at: whole pieces."""
+        return -(-(max(self.pos) + T) // PIECE) * PIECE
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """torch.zeros; on a CPU in memory that Linux hands out only where it is written: most rows stay short."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, torch.Size(shape).numel() * dtype.itemsize), dtype=dtype).view(shape)

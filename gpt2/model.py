@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gpt2.cache import KVCache
 from gpt2.config import GPTConfig
+from gpt2.linear import Linear, TokenEmbedding
 
 IGNORE = -1  # a target that is not scored
 # Positions whose logits exist at the same time during training: 2,048 x 50,304 in float32 are 0.4 GB, where
@@ -32,8 +33,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
@@ -41,17 +42,22 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.c_attn(x).split(C, dim=2)  # 3 x (B, T, C)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if cache is not None:
-            k, v = cache.update(layer, k, v)  # (B, nh, S, hs)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,  # counts from the top left: right only where nothing was cached before
-        )
+            y = attend(q, *cache.update(layer, k, v), mask)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention of q (B, nh, T, hs) over the S positions of k and v (B, nh, S, hs) that mask (B, 1, T, S) allows.
+
+    Written out: F.scaled_dot_product_attention is no faster for single tokens, and on a CPU it computes one row in
+    another way than several, so that the last bits of a text would depend on what is written beside it.
+    """
+    scores = (q * q.size(-1) ** -0.5) @ k.transpose(2, 3)  # (B, nh, T, S)
+    return torch.where(mask, scores, -math.inf).softmax(-1) @ v  # (B, nh, T, hs)
 
 
 class MLP(nn.Module):
@@ -59,8 +65,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +103,7 @@ class GPT(nn.Module):
         self.config = config
         rows = math.ceil(config.vocab_size / pad_vocab_to) * pad_vocab_to
         self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(rows, config.n_embd),
+            "wte": TokenEmbedding(rows, config.n_embd),
             "wpe": nn.Embedding(config.block_size, config.n_embd),
             "drop": nn.Dropout(config.dropout),
             "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
@@ -139,8 +145,7 @@ class GPT(nn.Module):
         if cache is None:
             mask, pos = None, torch.arange(T, device=idx.device)  # (T,)
         else:
-            mask, pos = cache.mask(T), cache.positions(T).to(idx.device)  # (B, T)
-            mask = None if mask is None else mask.to(idx.device)
+            mask, pos = cache.mask(T).to(idx.device), cache.positions(T).to(idx.device)  # (B, 1, T, S), (B, T)
 
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
         x = self.transformer.drop(x)
@@ -151,10 +156,10 @@ class GPT(nn.Module):
             x = x[:, -1:]  # (B, 1, C)
         x = self.transformer.ln_f(x)
 
-        head = self.transformer.wte.weight  # (rows, C)
         if targets is not None:
+            head = self.transformer.wte.weight  # (rows, C)
             return None, chunked_cross_entropy(x.flatten(0, 1), head, targets.flatten(), self.config.vocab_size)
-        return F.linear(x, head)[..., : self.config.vocab_size], None
+        return self.transformer.wte.scores(x)[..., : self.config.vocab_size], None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from gpt2.cache import KVCache
+from gpt2.config import GPTConfig
 from gpt2.model import GPT
 from gpt2.tokenizer import TextStream, Tokenizer
 
 StopReason = Literal["length", "end-of-text", "deadline", "cancelled"]
 MAX_NEW_TOKENS = 100_000  # a bound on nonsense, not on use: any length up to it works
 MAX_SEED = 2**63 - 1  # what torch.Generator accepts
+CHUNK = 64  # ids read at once: enough to keep the cores busy, and 124M read them in a tenth of a second
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,19 @@ def draw(probabilities: Tensor, u: float) -> int:
     return int(torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=len(cdf) - 1))
 
 
+def checked(logits: Tensor) -> Tensor:
+    """Logits as the filters take them: on the CPU and in float32, for one random stream whatever the device, and
+    because half precision would tie logits.
+
+    Raises:
+        ValueError: where they are not finite, so the checkpoint is broken.
+    """
+    logits = logits.float().cpu()
+    if not logits.sum().isfinite():  # one pass; what is not finite stays so in a sum
+        raise ValueError("the model's output is not finite (NaN or infinity): this checkpoint is damaged; use another.")
+    return logits
+
+
 def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generator: torch.Generator) -> int:
     """Choose the next id.
 
@@ -112,16 +127,17 @@ def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generato
     Raises:
         ValueError: where the logits are not finite, so the checkpoint is broken.
     """
-    # On the CPU and in float32: one random stream whatever the device, and half precision would tie logits.
-    logits = logits.float().cpu()
-    if not logits.isfinite().all():
-        raise ValueError("the model's output is not finite (NaN or infinity): this checkpoint is damaged; use another.")
-    for _, apply in filter_chain(params, seen):
+    logits, ids = checked(logits), None
+    for name, apply in filter_chain(params, seen):
         logits = apply(logits)
+        if name == "top_k":  # all that the rest must look at: 50 numbers, say, and not 50,257
+            ids = (logits > -math.inf).nonzero().squeeze(1)  # (k,), more where scores tie
+            logits = logits[ids]
     if params.greedy:
         return int(logits.argmax())
     u = float(torch.rand((), generator=generator, dtype=torch.float64))
-    return draw(logits.softmax(0), u)
+    chosen = draw(logits.softmax(0), u)
+    return chosen if ids is None else int(ids[chosen])
 
 
 def prompt_ids(model: GPT, tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -129,33 +145,82 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer, prompt: str) -> list[int]:
     return tokenizer.encode(prompt) or [model.config.bos_token_id]
 
 
-def stream_ids(model: GPT, ids: Sequence[int], params: SamplingParams, seed: int) -> Generator[int, None, StopReason]:
-    """Yield new ids after ids, any number of them; return why it ended. Runs under the caller's inference mode.
+class Draft:
+    """One text while it is written: what the model must read next, and what became of it. generate() and the Engine
+    both step it, so that they write the same.
 
     When the model's window is full, its last half is read again and the text goes on from there: learned
     positions can not slide, and reading a full window again for every token would be block_size times slower.
+
+    Args:
+        ids: the prompt; only its last block_size ids are read.
     """
-    started = time.monotonic()
-    block_size = model.config.block_size
+
+    def __init__(self, config: GPTConfig, ids: Sequence[int], params: SamplingParams):
+        self.config, self.params = config, params
+        self.seed = secrets.randbelow(2**31) if params.seed is None else params.seed
+        self.text = list(ids)  # the prompt and what followed
+        self.dropped = max(0, len(ids) - config.block_size)
+        self.unread = self.text[self.dropped :]
+        self.n_prompt = len(ids)
+        self.stop_reason: StopReason | None = None
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self.started = time.monotonic()  # what the deadline counts from
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.stop_reason, tuple(self.text[self.n_prompt :]), self.seed, self.dropped)
+
+    def overflows(self, pos: int) -> bool:
+        """Whether what is unread does not fit after pos positions. Then the last half window is unread, and the
+        cache must start again."""
+        if pos + len(self.unread) <= self.config.block_size:
+            return False
+        self.unread = self.text[-(self.config.block_size // 2 or 1) :]
+        return True
+
+    def is_late(self) -> bool:
+        """Whether the deadline has passed; if so, the text ends here."""
+        if self.params.deadline is None or time.monotonic() - self.started < self.params.deadline:
+            return False
+        self.stop_reason = "deadline"
+        return True
+
+    def next_chunk(self) -> list[int]:
+        """Take what the model must read next: at most CHUNK ids. Text is always cut at the same places, because the
+        last bits of what a model computes depend on how much it reads at once."""
+        chunk, self.unread = self.unread[:CHUNK], self.unread[CHUNK:]
+        return chunk
+
+    def write(self, logits: Tensor) -> int | None:
+        """Choose the next id by the scores (V,) that follow what was read; None where the text ends before it.
+
+        Raises:
+            ValueError: as for sample().
+        """
+        idx = sample(logits, self.params, self.text, self._generator)
+        if idx == self.config.eos_token_id:
+            self.stop_reason = "end-of-text"
+            return None
+        self.text.append(idx)
+        self.unread = [idx]
+        if len(self.text) - self.n_prompt == self.params.max_new_tokens:
+            self.stop_reason = "length"
+        return idx
+
+
+def stream_ids(model: GPT, draft: Draft) -> Iterator[int]:
+    """Yield the new ids of a draft. Runs under the caller's inference mode."""
     weight = model.transformer.wte.weight
-    generator = torch.Generator().manual_seed(seed)
     cache = KVCache(model.config, 1, weight.device, weight.dtype)
-    text = list(ids)
-    unread = text[-block_size:]
-    for _ in range(params.max_new_tokens):
-        if params.deadline is not None and time.monotonic() - started >= params.deadline:
-            return "deadline"
-        if cache.pos[0] + len(unread) > block_size:
+    while draft.stop_reason is None and not draft.is_late():
+        if draft.overflows(cache.pos[0]):
             cache.reset()
-            unread = text[-(block_size // 2 or 1) :]
-        logits, _ = model(torch.tensor([unread], device=weight.device), cache=cache)  # (1, 1, V)
-        idx = sample(logits[0, -1], params, text, generator)
-        if idx == model.config.eos_token_id:
-            return "end-of-text"
-        text.append(idx)
-        unread = [idx]
-        yield idx
-    return "length"
+        while draft.unread:
+            logits, _ = model(torch.tensor([draft.next_chunk()], device=weight.device), cache=cache)  # (1, 1, V)
+        idx = draft.write(logits[0, -1])
+        if idx is not None:
+            yield idx
 
 
 @torch.inference_mode()
@@ -171,24 +236,14 @@ def generate(
         prompt: where to go on from; "" starts a new text. Only its last block_size tokens are read.
         params: SamplingParams() where not given.
     """
-    params = params or SamplingParams()
-    seed = secrets.randbelow(2**31) if params.seed is None else params.seed
-    ids = prompt_ids(model, tokenizer, prompt)
+    draft = Draft(model.config, prompt_ids(model, tokenizer, prompt), params or SamplingParams())
     text = TextStream(tokenizer)
-    new_ids: list[int] = []
-    stream = stream_ids(model, ids, params, seed)
-    while True:
-        try:
-            idx = next(stream)
-        except StopIteration as end:
-            stop_reason = end.value
-            break
-        new_ids.append(idx)
+    for idx in stream_ids(model, draft):
         if piece := text.push(idx):
             yield piece
     if piece := text.end():
         yield piece
-    return Outcome(stop_reason, tuple(new_ids), seed, max(0, len(ids) - model.config.block_size))
+    return draft.outcome
 
 
 def _keep(logits: Tensor, kept: Tensor) -> Tensor:

@@ -11,9 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import gpt2
 from gpt2.checkpoint import read_json
 from gpt2.tokenizer import well_formed
+
+MAX_CARD = 100_000  # characters of a card that we are willing to parse
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Served:
     name: str
     sha: str | None  # the Hub commit
     training: dict[str, str | float | None]
+    directory: Path
     notice: str | None = None  # why this is not the checkpoint that was asked for
 
 
@@ -46,7 +51,7 @@ def load(source: str | Path) -> Served:
         model, tokenizer = gpt2.load(found.directory, device=device)
     except Exception as error:  # whatever is wrong with somebody's checkpoint, the page must open
         raise ValueError(short(str(error).replace(hidden, shown), 400) or type(error).__name__) from error
-    return Served(model, tokenizer, short(shown), found.sha, provenance(found.directory))
+    return Served(model, tokenizer, short(shown), found.sha, provenance(found.directory), found.directory)
 
 
 def load_or_fall_back(model_id: str, revision: str) -> Served:
@@ -93,6 +98,17 @@ def provenance(directory: Path) -> dict[str, str | float | None]:
         "held_out_bits_per_byte": at(float, "figures", "held_out_bits_per_byte"),
         "validation_bits_per_byte": at(float, "figures", "validation_bits_per_byte"),
     }
+
+
+def examples(directory: Path, most: int = 6) -> list[str]:
+    """The prompts that the checkpoint's own card names; none where it names none that can be read."""
+    try:
+        card = (directory / "README.md").read_text(encoding="utf-8")[:MAX_CARD]
+        widget = yaml.safe_load(card.split("---\n", 2)[1])["widget"]
+        texts = [entry["text"] for entry in widget[:most]]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, IndexError, KeyError, TypeError):
+        return []
+    return [well_formed(text[:200]) for text in texts if isinstance(text, str) and text.strip()]
 
 
 def short(text: str, limit: int = 80) -> str:

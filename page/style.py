@@ -1,9 +1,13 @@
-"""How the page looks, and the keys it answers to. Knows the ids of the widgets, nothing else."""
+"""How the page looks: its theme, and what lies in web/ (styles, scripts, icon). Knows nothing of what they show."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import quote
+
 import gradio as gr
 
+WEB = Path(__file__).with_name("web")
 THEME = gr.themes.Base(
     primary_hue="red",
     neutral_hue="stone",
@@ -19,29 +23,20 @@ THEME = gr.themes.Base(
     button_primary_background_fill_dark="*primary_800",
     slider_color="*primary_800",
 )
-CSS = """
-#house { max-width: 1080px; margin: 0 auto; --serif: "Iowan Old Style", "Palatino Linotype", Palatino, Georgia, serif; }
-#title h1 { font: 600 2.1rem/1.2 var(--serif); margin: 0.4em 0 0.2em; }
-#title, #notice, #keys, #status { --block-padding: 0; }
-#notice { border-left: 3px solid var(--primary-700); padding-left: 12px; }
-#actions { flex-wrap: nowrap; }
-#actions button { min-width: 0; }
-#keys, #status { color: var(--body-text-color-subdued); font-size: var(--text-sm); line-height: 1.6; }
-#keys kbd { border: 1px solid var(--border-color-primary); border-radius: 4px; padding: 1px 5px; }
-#status p { min-height: 1.6em; margin: 0; }
-#sheet { background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: 4px; }
-#sheet .html-container { padding: 20px 24px; }
-#sheet .sheet { font: 1.15rem/1.65 var(--serif); white-space: pre-wrap; overflow-wrap: anywhere; min-height: 11rem; }
-#sheet .sheet:empty::before { content: "What the model writes appears here."; color: var(--body-text-color-subdued); }
-#sheet b { color: var(--primary-800); font-weight: 600; }
-.dark #sheet b { color: var(--primary-300); }
-[data-testid="status-tracker"].hide { display: none; }  /* else a screen reader finds Gradio's unseen "Error" */
-@media (max-width: 640px) { #house textarea, #house input { font-size: 16px; } }  /* less, and iOS zooms in */
-"""
-# Ctrl+Enter or Cmd+Enter writes, Esc stops; not while an input method composes a character.
-KEYS = """() => document.addEventListener("keydown", (event) => {
-    if (event.isComposing) return;
-    const press = (id) => { event.preventDefault(); document.getElementById(id).click(); };
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) press("write");
-    if (event.key === "Escape") press("stop");
-})"""
+
+
+def read(name: str) -> str:
+    """A file of web/."""
+    return (WEB / name).read_text(encoding="utf-8")
+
+
+def script(name: str) -> str:
+    """A script for gr.HTML's js_on_load."""
+    return read("dom.js") + read(name)
+
+
+def head() -> str:
+    """What the page's head needs: the styles and keys are there before anything is drawn. The icon is no favicon_path,
+    for which Gradio would open a route that resizes it to any size."""
+    icon = f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{quote(read("icon.svg").strip())}">'
+    return f"{icon}<style>{read('page.css')}</style><script>{read('keys.js')}</script>"

@@ -10,8 +10,8 @@ import html
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from gpt2.tokenizer import well_formed
 from page.served import Served
 
 MAX_PROMPT_CHARS = 20_000  # checked first: turning megabytes into tokens would itself be the attack
+MAX_SEED = 2**53 - 1  # the largest whole number that a browser holds exactly
 DEADLINE = 60  # seconds that one visitor may keep the model from the next
 UPDATES_PER_SECOND = 20  # of the text; more than that no eye sees
 
@@ -52,22 +53,52 @@ SETTINGS = (
             "Leave out tokens less likely than this fraction of the likeliest. 0 keeps all."),
     Setting("repetition_penalty", "Repetition penalty", 1, 2, 0.05, 1.0,
             "Above 1 avoids tokens that the text already has."),
-    Setting("seed", "Seed", -1, 2**53 - 1, 1, -1,  # the largest whole number that a browser holds exactly
+    Setting("seed", "Seed", -1, MAX_SEED, 1, -1,
             "The same seed and settings give the same text. -1 draws a new seed each time."),
 )  # fmt: skip
+SAMPLES = Setting("samples", "Samples", 1, 4, 1, 1, "How many continuations to write side by side.")
+PRESETS = {  # of the settings that decide how daring a choice is
+    "Faithful": {"top_k": 40, "temperature": 0.6, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.0},
+    "Balanced": {"top_k": 50, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0},
+    "Wild": {"top_k": 0, "temperature": 1.5, "top_p": 1.0, "min_p": 0.01, "repetition_penalty": 1.1},
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation of a prompt."""
+
+    seed: int
+    text: str = ""  # all of it, with what earlier requests wrote
+    given: int = 0  # characters of it that were there before this request
+    ids: tuple[int, ...] = ()  # of what this request wrote, once it is complete
+    stop_reason: str | None = None  # None while it is being written
+
+    @property
+    def before(self) -> str:
+        """What this request went on from."""
+        return self.text[: self.given]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a text has come."""
+    """How far a request has come."""
 
     prompt: str  # as the model reads it
-    seed: int
-    dropped: int  # tokens of the prompt that lie before the model's window
-    text: str = ""
+    params: gpt2.SamplingParams  # the seed is that of the first sample; each further one has the next
+    samples: tuple[Sample, ...]
+    dropped: int = 0  # tokens of the prompt that lie before the model's window
     tokens: int = 0
     seconds: float = 0.0
-    stop_reason: str | None = None  # None while it is being written
+
+    @property
+    def done(self) -> bool:
+        return all(sample.stop_reason for sample in self.samples)
+
+    def ended(self, stop_reason: str) -> Progress:
+        """This, with what is not yet written given up for a reason."""
+        samples = (s if s.stop_reason else replace(s, stop_reason=stop_reason) for s in self.samples)
+        return replace(self, samples=tuple(samples))
 
 
 def pieces(model: gpt2.GPT, tokenizer: gpt2.Tokenizer, prompt: str, params: gpt2.SamplingParams) -> Iterator:
@@ -75,81 +106,119 @@ def pieces(model: gpt2.GPT, tokenizer: gpt2.Tokenizer, prompt: str, params: gpt2
     yield (yield from gpt2.generate(model, tokenizer, prompt, params))
 
 
-def checked(prompt: Any, values: tuple) -> tuple[str, gpt2.SamplingParams]:
+def pieces_in_company(engine: gpt2.Engine, prompt: str, params: gpt2.SamplingParams) -> Iterator:
+    """The same from an engine, which writes for many at once; "" where there is no news."""
+    request = engine.submit(prompt, params)
+    yield from request
+    yield request.outcome
+
+
+def number(setting: Setting, value: Any) -> int | float:
+    """A value in the type that gpt2 expects; None means the default.
+
+    Raises:
+        gr.Error: naming the setting. Never with the value in it, for Gradio shows the sentence as HTML.
+    """
+    value = setting.default if value is None else value
+    kind, word = (int, "a whole number") if isinstance(setting.step, int) else (float, "a number")
+    in_range = type(value) in (int, float) and setting.low <= value <= setting.high  # False for NaN
+    if not in_range or kind(value) != value:
+        raise refusal(f"{setting.name} must be {word} from {setting.low:,} to {setting.high:,}.")
+    return kind(value)
+
+
+def words(text: Any, name: str = "The prompt") -> str:
+    """A text that a visitor gave, as the model can read it; None means an empty one.
+
+    Raises:
+        gr.Error: where it is no text, or too long.
+    """
+    text = "" if text is None else text
+    if not isinstance(text, str):
+        raise refusal(f"{name} must be text.")
+    if len(text) > MAX_PROMPT_CHARS:
+        raise refusal(f"{name} has {len(text):,} characters; at most {MAX_PROMPT_CHARS:,} are accepted.")
+    return well_formed(text)
+
+
+def checked(prompt: Any, values: Sequence[Any]) -> tuple[str, gpt2.SamplingParams]:
     """A request in the types that gpt2 expects: Gradio checks none, and an API user has no widgets to be held by.
 
     Args:
-        values: one per SETTINGS; None means its default.
+        values: one per SETTINGS.
 
     Raises:
-        gr.Error: naming what is wrong. Never with the value in it, for Gradio shows the sentence as HTML.
+        gr.Error: naming what is wrong.
     """
-    prompt = "" if prompt is None else prompt
-    if not isinstance(prompt, str):
-        raise refusal("The prompt must be text.")
-    if len(prompt) > MAX_PROMPT_CHARS:
-        raise refusal(f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_CHARS:,} are accepted.")
-    chosen = {}
-    for setting, value in zip(SETTINGS, values, strict=True):
-        value = setting.default if value is None else value
-        kind, word = (int, "a whole number") if isinstance(setting.step, int) else (float, "a number")
-        in_range = type(value) in (int, float) and setting.low <= value <= setting.high  # False for NaN
-        if not in_range or kind(value) != value:
-            raise refusal(f"{setting.name} must be {word} from {setting.low:,} to {setting.high:,}.")
-        chosen[setting.name] = kind(value)
+    prompt = words(prompt)
+    chosen = {setting.name: number(setting, value) for setting, value in zip(SETTINGS, values, strict=True)}
     if chosen["seed"] < 0:
         chosen["seed"] = secrets.randbelow(2**31)
-    return well_formed(prompt), gpt2.SamplingParams(**chosen, deadline=DEADLINE)
+    return prompt, gpt2.SamplingParams(**chosen, deadline=DEADLINE)
 
 
 def refusal(sentence: str) -> gr.Error:
     return gr.Error(sentence, print_exception=False)
 
 
-def write(served: Served, source: Callable[..., Iterator], prompt: Any, values: tuple) -> Iterator[Progress]:
-    """Check a request, then yield Progress as its text grows, at most UPDATES_PER_SECOND; the last has all of it.
+def write(
+    served: Served, source: Callable[..., Iterator], prompt: Any, values: Sequence[Any], before: Sequence[str] = ("",)
+) -> Iterator[Progress]:
+    """Check a request, then yield Progress as its texts grow, at most UPDATES_PER_SECOND; the last has all of them.
     Closing this ends the generation.
 
     Args:
         source: pieces() of the served model, wherever it runs.
+        before: what is already written of each sample; as many are written as there are items.
     """
     prompt, params = checked(prompt, values)
-    dropped = max(0, len(served.tokenizer.encode(prompt)) - served.model.config.block_size)
-    now = Progress(prompt, params.seed, dropped)
+    samples = [Sample((params.seed + i) % (MAX_SEED + 1), text, len(text)) for i, text in enumerate(before)]
+    longest = max(len(served.tokenizer.encode(prompt + sample.text)) for sample in samples)
+    now = Progress(prompt, params, tuple(samples), max(0, longest - served.model.config.block_size))
     yield now
     started, shown = time.monotonic(), -math.inf
     try:
-        with closing(source(prompt, params)) as stream:
-            for piece in stream:
-                seconds = time.monotonic() - started
-                if isinstance(piece, gpt2.Outcome):
-                    tokens = len(piece.new_ids)
-                    yield replace(now, tokens=tokens, seconds=seconds, stop_reason=piece.stop_reason)
-                    return
-                now = replace(now, text=now.text + piece, tokens=now.tokens + 1, seconds=seconds)
-                if seconds - shown >= 1 / UPDATES_PER_SECOND:
-                    shown = seconds
+        with ExitStack() as stack:
+            streams = [
+                stack.enter_context(closing(source(prompt + s.text, replace(params, seed=s.seed)))) for s in samples
+            ]
+            while not now.done:
+                tokens = now.tokens
+                for i, sample in enumerate(samples):  # a piece of each in turn, so that they grow together
+                    if sample.stop_reason:
+                        continue
+                    piece = next(streams[i])
+                    if isinstance(piece, gpt2.Outcome):
+                        samples[i] = replace(sample, ids=piece.new_ids, stop_reason=piece.stop_reason)
+                    else:
+                        samples[i], tokens = replace(sample, text=sample.text + piece), tokens + bool(piece)
+                now = replace(now, samples=tuple(samples), tokens=tokens, seconds=time.monotonic() - started)
+                if now.seconds - shown >= 1 / UPDATES_PER_SECOND and not now.done:
+                    shown = now.seconds
                     yield now
-    except ValueError as error:  # the checkpoint's fault: its output is not finite
-        yield replace(now, stop_reason="error")
+            # A piece may hold several tokens, where a character took more than one: only now are they known.
+            yield replace(now, tokens=sum(len(sample.ids) for sample in samples))
+    except (ValueError, gpt2.EngineError) as error:  # a damaged checkpoint, or an engine whose queue is full
+        yield now.ended("error")
         raise refusal(html.escape(str(error))) from error
 
 
 def report(progress: Progress) -> str:
     """The status line."""
-    if progress.stop_reason is None and not progress.tokens:
+    if not progress.done and not progress.tokens:
         return "Reading the prompt."
     count = f"{progress.tokens:,} token{'s' * (progress.tokens != 1)}"
-    words = f"{count} in {progress.seconds:.1f} s, {progress.tokens / max(progress.seconds, 1e-3):,.0f} per second"
-    if progress.stop_reason is None:
-        return f"Writing: {words}."
-    words += {
+    said = f"{count} in {progress.seconds:.1f} s, {progress.tokens / max(progress.seconds, 1e-3):,.0f} per second"
+    if not progress.done:
+        return f"Writing: {said}."
+    reasons = {sample.stop_reason for sample in progress.samples}
+    said += {
         "length": "; that is the maximum you set. ",
         "end-of-text": "; the model ended its text here. ",
         "deadline": f"; time is up, {DEADLINE} seconds are the limit. ",
         "cancelled": "; stopped by you. ",
         "error": "; ended by an error. ",
-    }[progress.stop_reason]
+    }[reasons.pop() if len(reasons) == 1 else "length"]
     if progress.dropped:
-        words += f"The prompt is longer than the model's window: its first {progress.dropped:,} tokens were not read. "
-    return words + f"Seed {progress.seed}: enter it under More to repeat this text."
+        said += f"The prompt is longer than the model's window: its first {progress.dropped:,} tokens were not read. "
+    return said + f"Seed {progress.params.seed}: the same seed and settings repeat this text."

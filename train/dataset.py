@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,12 @@ class Part:
 
     def __len__(self) -> int:
         return self.ids.numel()
+
+    def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
+        """The text of every document and row; of all in one, where no separators were put between them."""
+        for before, end in pairwise((-1, *self.starts, len(self))):
+            if text := tokenizer.decode(self.ids[before + 1 : end].tolist()):
+                yield text
 
 
 @dataclass(frozen=True)

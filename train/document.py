@@ -123,12 +123,13 @@ def unreadable(path: Path | str, error: OSError, way_out: str) -> OSError:
     return type(error)(f"cannot read {path} ({error.strerror}): {way_out}")
 
 
-def progress(total: int | None, what: str) -> tqdm:
-    """A bar on standard error for bytes or characters; what is done within a second shows none, and none stays."""
+def progress(total: int | None, what: str, unit: str = "B") -> tqdm:
+    """A bar on standard error, for bytes unless said otherwise; what is done within a second shows none, and none
+    stays."""
     return tqdm(
         total=total,
         desc=what,
-        unit="B",
+        unit=unit,
         unit_scale=True,
         leave=False,
         delay=1,

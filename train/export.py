@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 
 import gpt2
-from gpt2 import checkpoint
-from train import evaluate, state
+from gpt2 import checkpoint, overlap
+from train import evaluate, memory, state
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Dataset
@@ -31,14 +32,22 @@ class Exporter:
 
     Args:
         about: facts that hold for the whole run and for every export of it, e.g. the hardware.
-        on_save: called with every checkpoint directory that is written.
+        on_save: called with every checkpoint directory that is written, to add to it.
+        on_saved: called with every one that is complete and in its place.
     """
 
     def __init__(
-        self, run_dir: Path, config: TrainConfig, corpus: Corpus, data: Dataset, about: dict, on_save: Callable
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        corpus: Corpus,
+        data: Dataset,
+        about: dict,
+        on_save: Callable[[Path], None],
+        on_saved: Callable[[Path], None],
     ):
         self.run_dir, self.config, self.corpus, self.data = run_dir, config, corpus, data
-        self.about, self.on_save = about, on_save
+        self.about, self.on_save, self.on_saved = about, on_save, on_saved
 
     def take_up(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The newest whole state of the run directory; where there is none it is begun, and says what it is."""
@@ -55,7 +64,9 @@ class Exporter:
         with staged_directory(self.run_dir / name) as stage:
             record = self.provenance(model, step, seconds, figures)
             gpt2.save(stage, model, self.data.tokenizer, dtype=self.config.store, **record)
+            self.add_overlap(stage)
             self.add_records(stage)
+        self.on_saved(self.run_dir / name)
 
     def finish(
         self, directory: Path, step: int, seconds: float, say: Callable, check_stop: Callable[[], None]
@@ -77,9 +88,29 @@ class Exporter:
             figures["train_loss"] = losses[-1]
         record = checkpoint.read_json(directory / "training.json")
         record |= {"figures": figures, "seconds": round(seconds, 1), "run_steps": step}
+        say("Looking for what it learned by heart ...")
+        names = [document.name for document in self.corpus.documents]
+        record["memorisation"] = memory.report(model, self.data, names, check_stop)
         write_file(directory / "training.json", checkpoint.json_text(record))
         self.add_records(directory)
         return figures
+
+    @cached_property
+    def overlap(self) -> dict[str, torch.Tensor]:
+        """What overlap.safetensors holds; nothing for a text that is too large, or that is to stay private."""
+        data = self.data
+        if not self.config.overlap or data.train.bytes > memory.MAX_TEXT:
+            return {}
+        seen = torch.zeros(data.tokenizer.vocab_size, dtype=torch.bool)
+        seen[data.train.ids.long()] = True
+        return overlap.build(data.train.texts(data.tokenizer), seen)
+
+    def add_overlap(self, directory: Path) -> None:
+        """Write overlap.safetensors, where there is to be one."""
+        if self.overlap:
+            path = directory / overlap.FILE
+            checkpoint.write_tensors(self.overlap, path, {"format": "pt"})
+            path.chmod(0o644)  # safetensors lets the owner alone read it
 
     def add_records(self, directory: Path) -> None:
         """Copy the journals so far, draw the curve, and let the hook add what it wants."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from train import trainer
+from train import memory, trainer
 from train.config import TrainConfig, preset
 from train.corpus import Corpus, Document
 
@@ -19,9 +19,11 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def short_samples():
-    """Samples of a few tokens: they are most of the time of a run as small as these."""
+    """Samples of a few tokens, and few of them: they are most of the time of a run as small as these."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "SAMPLE", replace(trainer.SAMPLE, max_new_tokens=12))
+        patch.setattr(memory, "SAMPLES", 4)
+        patch.setattr(memory, "PROMPTS", 4)
         yield
 
 

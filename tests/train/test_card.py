@@ -45,6 +45,27 @@ def test_the_text_says_the_command_the_data_the_figures_and_the_limits(directory
         assert promised in text, promised
 
 
+def test_the_card_sets_copies_beside_those_of_the_held_out_text(directory, corpus):
+    found = card.read_json(directory / "training.json")["memorisation"]
+    text = (directory / "README.md").read_text(encoding="utf-8")
+    section = text.split("## What it learned by heart")[1].split("##")[0]
+    assert "|  | what it writes | the held-out text |\n| --- | --- | --- |\n" in section
+    assert f"{found['copied']['held_out']:.2%}" in section
+    longest = found["longest_copy"]["held_out"]
+    assert f"{longest['words']} ({corpus.documents[0].name}, line {longest['line']:,})" in section
+    assert f"of {found['extraction']['train']['prompts']} places of the training text" in section
+
+
+def test_the_card_of_a_run_without_these_figures_does_without_the_section(directory):
+    trained = card.read_json(directory / "training.json")
+    found = trained["memorisation"]
+    assert card._memorisation({}) == card._memorisation({"memorisation": {"extraction": found["extraction"]}}) == ""
+    alone = {name: {"generated": found[name]["generated"]} for name in ("novelty", "copied", "longest_copy")}
+    alone["extraction"] = found["extraction"] | {"held_out": {"prompts": 0, "recited": 0}}
+    shown = card._memorisation({"memorisation": found | alone})
+    assert "what it writes" in shown and "places of the training text." in shown and "| the held-out" not in shown
+
+
 def test_what_a_model_writes_can_not_break_the_card():
     sample = {"step": 3, "prompt": "*", "seed": 1, "text": "```\n# Heading\n\x1b[31m</details>\u0000<script>"}
     shown = card._samples([sample])

@@ -41,6 +41,12 @@ def test_the_recorded_command_gives_the_same_run_again():
     assert parse(words[3:]) == config
 
 
+def test_no_overlap_is_a_flag_and_is_recorded():
+    config = parse(["--preset", "tiny", "--no-overlap"])
+    assert not config.overlap and parse(["--preset", "tiny"]).overlap
+    assert config.command() == "python -m train --preset tiny --no-overlap"
+
+
 def test_the_recorded_command_names_files_without_the_folders_they_lay_in():
     config = replace(preset("tiny"), texts=(Path("/home/someone/private/my.txt"),), out=Path("/home/someone/run"))
     assert config.command() == "python -m train my.txt --preset tiny"

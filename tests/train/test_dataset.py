@@ -183,6 +183,18 @@ def test_rows_are_apart_by_a_token_that_is_no_text(config, monkeypatch, tiny_tok
     ]
 
 
+def test_the_texts_of_a_part_are_those_of_its_documents_and_rows(config, tmp_path):
+    texts = ["The first.\n" * 100, "Caf\u00e9 " * 200]
+    data = prepare(corpus_of(*texts), config)
+    for number, name in enumerate(PARTS):
+        assert list(getattr(data, name).texts(data.tokenizer)) == [split(text, config)[number] for text in texts]
+    together = prepare(corpus_of(*texts), replace(config, endoftext=False))
+    assert list(together.train.texts(together.tokenizer)) == ["".join(split(text, config)[0] for text in texts)]
+    (tmp_path / "rows").write_text("\0".join(["one row"] * 300), encoding="utf-8")
+    rows = prepare(Corpus("c", "o", None, None, (Document("rows", tmp_path / "rows", rows=True),)), config)
+    assert set(list(rows.train.texts(rows.tokenizer))[:-1]) == {"one row"}
+
+
 def test_rows_apart_need_no_endoftext(config):
     rows = [f"Row {n} ends here" for n in range(99)]
     data = prepare(corpus_of("\0".join(rows)), replace(config, endoftext=False))

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import gpt2
 from gpt2.device import Precision
-from train import learner, trainer
+from train import learner, memory, trainer
 from train.journal import read_jsonl
 from train.trainer import Stopper, fit
 
@@ -43,6 +43,7 @@ def test_a_checkpoint_is_complete_in_itself(finished):
     run_dir, _, _ = finished
     expected = {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     expected |= {"vocab.json", "merges.txt", "training.json", "metrics.jsonl", "samples.jsonl", "loss.png"}
+    expected |= {"overlap.safetensors"}
     for name in ("best", "last"):
         assert {path.name for path in (run_dir / name).iterdir()} == expected
     journals = {"run.json", "metrics.jsonl", "samples.jsonl"}
@@ -68,6 +69,44 @@ def test_the_figures_are_those_of_the_exported_file(finished, corpus, config):
     model, _ = gpt2.load(result.directory, "cpu", "float32")
     score = evaluate.score(model, prepare(corpus, config).holdout)
     assert result.figures["held_out_bits_per_byte"] == round(score.bits_per_byte, 4)
+
+
+def test_the_exports_know_the_training_part_again_and_it_alone(finished, corpus, config):
+    from train import tokens
+
+    parts = ["", "", ""]
+    for number, text in tokens.parts_of(corpus.documents[0], config):
+        parts[number] += text
+    for name in ("best", "last"):
+        found = gpt2.Overlap.from_directory(finished[0] / name)
+        assert found.spans(parts[0]) == [(0, len(parts[0].rstrip(".\n")))]
+        assert found.share(parts[0].replace("birds", "mice")) == 0
+        tokenizer = gpt2.Tokenizer.from_directory(finished[0] / name)
+        assert all(map(found.saw, tokenizer.encode(parts[0])))
+        assert not any(map(found.saw, tokenizer.encode("\u00df")))  # two bytes that stand nowhere in the text
+
+
+def test_the_record_says_what_was_learned_by_heart(finished, corpus):
+    trained = json.loads((finished[0] / "best" / "training.json").read_text(encoding="utf-8"))
+    found = trained["memorisation"]
+    assert set(found) == {"extraction", "sampling", "novelty", "copied", "longest_copy"}
+    assert found["longest_copy"]["held_out"]["document"] == corpus.documents[0].name
+    assert found["copied"]["held_out"] > 0.5  # rhymes repeat themselves
+    assert "memorisation" not in json.loads((finished[0] / "last" / "training.json").read_text(encoding="utf-8"))
+
+
+def test_no_overlap_keeps_the_hashes_of_a_private_text_out(tmp_path, corpus, config):
+    result = fit(
+        replace(config, max_steps=2, eval_every=2, overlap=False), corpus, tmp_path / "run", say=lambda _: None
+    )
+    assert not list((tmp_path / "run").rglob("overlap.safetensors"))
+    assert gpt2.Overlap.from_directory(result.directory) is None
+
+
+def test_a_large_text_gets_no_hashes(tmp_path, corpus, config, monkeypatch):
+    monkeypatch.setattr(memory, "MAX_TEXT", 5000)
+    fit(replace(config, max_steps=2, eval_every=2), corpus, tmp_path / "run", say=lambda _: None)
+    assert not list((tmp_path / "run").rglob("overlap.safetensors"))
 
 
 def test_the_same_prompts_and_seeds_are_sampled_at_every_evaluation(finished):

@@ -1,0 +1,148 @@
+"""The room that holds two checkpoints side by side: one prompt, one seed, and where their texts part ways.
+
+Knows which checkpoints may be compared: best and last of the run that is served, the bundled one, and those that the
+owner of the page names. A visitor chooses among them and can not make the page load anything else.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import takewhile
+
+import gradio as gr
+
+import gpt2
+from page.desk import Desk, sheet
+from page.served import Served, load, short
+from page.writing import Progress, checked, pieces, refusal, words, write
+
+NAMED_BY_OWNER = "COMPARE_WITH"  # environment: directories or Hub ids, divided by spaces
+
+
+def choices(served: Served) -> dict[str, str]:
+    """Name -> source of every other checkpoint that can stand beside the served one."""
+    here, found = served.directory.resolve(), {}
+    for sibling in ("best", "last"):
+        path = here.with_name(sibling)
+        if here.name in ("best", "last") and path != here and (path / "config.json").exists():
+            found[f"{served.name}, {sibling}"] = str(path)
+    if here != gpt2.BUNDLED.resolve() and (gpt2.BUNDLED / "model.safetensors").exists():
+        found[gpt2.BUNDLED.name] = str(gpt2.BUNDLED)
+    for source in os.environ.get(NAMED_BY_OWNER, "").split():
+        found[short(os.path.basename(source.rstrip("/")) if os.path.isabs(source) else source)] = source
+    return found
+
+
+def apart(texts: list[str]) -> int:
+    """How many characters two texts have in common before they differ; all of the shorter one where they do not."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+
+
+def side_by_side(names: list[str], nows: list[Progress]) -> dict:
+    """The sheet's value; where both are complete, the first word that differs is marked."""
+    texts = [now.samples[0].text for now in nows]
+    at = apart(texts) if all(now.done for now in nows) and texts[0] != texts[1] else None
+    sheets = []
+    for name, now, text in zip(names, nows, texts, strict=True):
+        parts = [["prompt", now.prompt], ["text", text[:at]]]
+        if at is not None:
+            word = len(text[at:]) - len(text[at:].lstrip())
+            word += len((text[at + word :].split(maxsplit=1) or [""])[0])
+            parts += [["apart", text[at : at + word]], ["text", text[at + word :]]]
+        sheets.append({"title": name, "parts": parts})
+    return {"sheets": sheets}
+
+
+def said(nows: list[Progress]) -> str:
+    """The status line."""
+    if not all(now.done for now in nows):
+        return "Both are writing."
+    texts, seed = [now.samples[0].text for now in nows], nows[0].params.seed
+    if texts[0] == texts[1]:
+        return f"With seed {seed} both write the same text."
+    return (
+        f"With seed {seed} they agree for {apart(texts):,} characters; the first word that differs is marked in both."
+    )
+
+
+def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int, tab: gr.Tab) -> None:
+    """Build the room; source and slots as for desk.room()."""
+    others, kept = choices(served), {}
+    if not others:
+        gr.HTML(
+            "<p>This page knows one checkpoint only. Whoever runs it can name others in the environment variable "
+            f"{NAMED_BY_OWNER}: directories, or ids and revisions of the Hub like user/repo@v1.</p>",
+            elem_classes="plain",
+        )
+        return
+
+    def second(name: str) -> Served:
+        """The other checkpoint; only the last one asked for is kept in memory."""
+        if name not in others:
+            raise refusal("Choose one of the checkpoints in the list.")
+        if name not in kept:
+            kept.clear()
+            try:
+                kept[name] = load(others[name])
+            except ValueError as error:
+                raise refusal(f"That checkpoint can not be loaded: {html.escape(str(error))}") from error
+        return kept[name]
+
+    def respond(prompt, name, *values):
+        prompt, params = checked(words(prompt), values)
+        yield {"sheets": []}, "Loading the other checkpoint." if name not in kept else "Both are writing."
+        other = second(name)
+        sources = [source, partial(pieces, other.model, other.tokenizer)]
+        names = [called + titled(one) for called, one in ((served.name, served), (name, other))]
+        values = [*values[:-1], params.seed]
+        with ExitStack() as stack:
+            both = [
+                stack.enter_context(closing(write(one, its_source, prompt, values)))
+                for one, its_source in zip((served, other), sources, strict=True)
+            ]
+            nows = [next(progress) for progress in both]
+            while not all(now.done for now in nows):
+                nows = [now if now.done else next(progress) for now, progress in zip(nows, both, strict=True)]
+                yield side_by_side(names, nows), said(nows)
+
+    with gr.Row():
+        with gr.Column(scale=5, min_width=300):
+            prompt = gr.Textbox(label="Prompt for both", lines=2, max_lines=6, elem_id="compare_prompt")
+        with gr.Column(scale=2, min_width=300):
+            name = gr.Dropdown(
+                list(others),
+                value=next(iter(others)),
+                label="Compare with",
+                info="Settings and seed are those of Write.",
+                elem_id="compare_with",
+            )
+    with gr.Row(elem_classes="actions"):
+        start = gr.Button("Write both", variant="primary", elem_id="compare_start")
+        stop = gr.Button("Stop both", elem_id="compare_stop")
+    status = gr.HTML(
+        html_template='<p role="status" aria-live="polite">${value}</p>', elem_id="compare_status", elem_classes="plain"
+    )
+    paper = sheet("compare", "Both texts", "Two texts appear here, side by side.")
+    writing = gr.on(
+        [start.click, prompt.submit],
+        respond,
+        [prompt, name, *desk.settings[:-1]],
+        [paper, status],
+        api_name="compare",
+        preprocess=False,
+        show_progress="hidden",
+        concurrency_id="model",
+        concurrency_limit=slots,
+        api_visibility="private",
+    )
+    stop.click(None, None, None, cancels=writing)
+    tab.select(None, desk.prompt, prompt, js="(text) => text")
+
+
+def titled(served: Served) -> str:
+    bits = served.training["held_out_bits_per_byte"]
+    return f", {bits:.2f} bits per byte" if bits else ""

@@ -1,0 +1,276 @@
+"""The room that tells how the model became what it is: loss curves, samples by step, provenance, and what of a text
+stands in what it has read.
+
+Knows what a run leaves in a checkpoint's directory, all of it untrusted and any of it missing. Knows nothing of how
+training works.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import gpt2
+from gpt2.checkpoint import read_json
+from gpt2.overlap import WORDS
+from page.desk import Desk, sheet
+from page.served import Served, short
+from page.writing import words
+
+MAX_FILE = 16 * 2**20  # bytes of a journal that we are willing to read
+MAX_POINTS = 600  # of a line; a screen has not many more columns
+MAX_STEPS = 30  # whose samples are offered
+VALIDATION = "validation_bits_per_byte"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; what is no object is passed over, and a file that can not be read is empty."""
+    try:
+        if path.stat().st_size > MAX_FILE:
+            return []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+    entries = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
+
+
+def points(entries: list[dict[str, Any]], key: str, scale: float = 1.0) -> list[tuple[float, float]]:
+    """(step, value) of all entries that have both, in the order of steps; thinned out to MAX_POINTS."""
+    found = sorted(
+        (entry["step"], entry[key] * scale)
+        for entry in entries
+        if all(type(entry.get(k)) in (int, float) and 0 <= entry[k] < 1e9 for k in ("step", key))
+    )
+    return found[:: math.ceil(len(found) / MAX_POINTS) or 1]
+
+
+def chart(lines: dict[str, list[tuple[float, float]]], unit: str, best: tuple[float, float] | None = None) -> str:
+    """Curves over steps as HTML: lines in an SVG that stretches, words beside it that do not. Each line has its own
+    dashes, so that nobody has to tell colours apart."""
+    every = [point for line in lines.values() for point in line]
+    last = max(x for x, _ in every) or 1
+    low, high = min(y for _, y in every), max(y for _, y in every)
+    margin = (high - low) * 0.06 or 0.1
+    low, high = low - margin, high + margin
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        return 100 * point[0] / last, 100 * (high - point[1]) / (high - low)
+
+    drawn, legend, said = [], [], []
+    for name, line in lines.items():
+        if line:
+            path = " ".join(f"{x:.2f},{y:.2f}" for x, y in map(at, line))
+            drawn.append(f'<polyline class="{name}" points="{path}"/>')
+            legend.append(
+                f'<svg class="key" viewBox="0 0 24 8"><line class="{name}" x1="0" x2="24" y1="4" y2="4"/></svg>{name}'
+            )
+            said.append(
+                f"{name} from {line[0][1]:.2f} at step {line[0][0]:,} to {line[-1][1]:.2f} at step {line[-1][0]:,}"
+            )
+    ticks = "".join(
+        f'<span class="y" style="top:{100 - 25 * i}%">{low + (high - low) * i / 4:.2f}</span>'
+        f'<span class="x" style="left:{25 * i}%">{last * i / 4:,.0f}</span>'
+        for i in range(5)
+    )
+    grid = "".join(f'<line class="grid" x1="0" x2="100" y1="{25 * i}" y2="{25 * i}"/>' for i in range(5))
+    if best:
+        x, y = at(best)
+        ticks += f'<span class="best" style="left:{x:.2f}%;top:{y:.2f}%" aria-hidden="true"></span>'
+        legend.append(f'<span class="best key"></span>best: {best[1]:.3f} at step {best[0]:,}')
+        said.append(f"the best validation is {best[1]:.3f} at step {best[0]:,}")
+    return (
+        f'<figure><div class="chart" role="img" aria-label="{unit} by step: {"; ".join(said)}">'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{grid}{"".join(drawn)}</svg>{ticks}</div>'
+        f"<figcaption><b>{unit}</b> by step. {' '.join(legend)}</figcaption></figure>"
+    )
+
+
+def curves(directory: Path, record: Any) -> str | None:
+    """The loss curves as HTML, in bits per byte where it is known how many bytes a token has; None where there are
+    none."""
+    entries = read_lines(directory / "metrics.jsonl")
+    tokens, size = number_at(record, "parts", "train", "tokens"), number_at(record, "parts", "train", "bytes")
+    scale = tokens / size / math.log(2) if tokens and size else None
+    training, validation = points(entries, "loss", scale or 1.0), points(entries, VALIDATION)
+    best = min(validation, key=lambda point: point[1]) if validation else None
+    if scale and (training or validation):
+        return chart({"training": training, "validation": validation}, "Bits per byte", best)
+    charts = [chart({"validation": validation}, "Bits per byte", best)] if validation else []
+    charts += [chart({"training": training}, "Nats per token")] if training else []
+    return "".join(charts) or None
+
+
+def samples(directory: Path) -> dict[str, dict[int, str]]:
+    """Prompt -> step -> what the model wrote then."""
+    found: dict[str, dict[int, str]] = {}
+    for entry in read_lines(directory / "samples.jsonl"):
+        step, prompt, text = entry.get("step"), entry.get("prompt"), entry.get("text")
+        if type(step) is int and isinstance(prompt, str) and isinstance(text, str):
+            found.setdefault(prompt[:200], {}).setdefault(step, text[:4000])
+    return {prompt: thin(by_step) for prompt, by_step in list(found.items())[:20]}
+
+
+def thin(by_step: dict[int, str]) -> dict[int, str]:
+    """At most MAX_STEPS of the steps, the first and the last among them."""
+    steps = sorted(by_step)
+    if len(steps) > MAX_STEPS:
+        steps = [steps[i * (len(steps) - 1) // (MAX_STEPS - 1)] for i in range(MAX_STEPS)]
+    return {step: by_step[step] for step in steps}
+
+
+def number_at(record: Any, *path: str) -> float | None:
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record if type(record) in (int, float) and 0 < record < 1e15 else None  # False for NaN
+
+
+def text_at(record: Any, *path: str) -> str | None:
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return short(record, 200) if isinstance(record, str) else None
+
+
+def provenance_card(served: Served, record: Any) -> str:
+    """Where the model comes from, as HTML; what training.json does not say is left out."""
+    config, steps, seen = served.model.config, number_at(record, "steps"), number_at(record, "tokens_seen")
+    of, seconds = number_at(record, "parts", "train", "tokens"), number_at(record, "seconds")
+    held_out, valid = (number_at(record, "figures", f"{part}_bits_per_byte") for part in ("held_out", "validation"))
+    versions = record.get("versions") if isinstance(record, dict) else None
+    rows = {
+        "Parameters": f"{config.n_parameters:,}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
+        f"a window of {config.block_size:,} tokens, a vocabulary of {config.vocab_size:,}",
+        "Text": text_at(record, "corpus", "origin") or text_at(record, "corpus", "name"),
+        "Tokens seen": seen and f"{seen:,.0f}" + (f", {seen / of:.1f} times through its {of:,.0f}" if of else ""),
+        "Held-out text": held_out and f"{held_out:.2f} bits per byte, on text that was never trained on",
+        "Validation": valid and f"{valid:.2f} bits per byte",
+        "Time": seconds and f"{seconds / 60:,.0f} minutes" + (f", {steps:,.0f} steps" if steps else ""),
+        "Hardware": text_at(record, "hardware"),
+        "Precision": text_at(record, "precision"),
+        "Command": text_at(record, "command"),
+        "Versions": ", ".join(f"{short(str(k))} {short(str(v))}" for k, v in list(versions.items())[:12])
+        if isinstance(versions, dict)
+        else None,
+        "Commit": served.sha or "a directory on this machine, not from the Hub",
+    }
+    table = "".join(
+        f'<tr><th scope="row">{name}</th><td>{html.escape(str(said))}</td></tr>' for name, said in rows.items() if said
+    )
+    files = record.get("data") if isinstance(record, dict) else None
+    listed = [
+        f"{text_at(file, 'name') or 'a file'}: {text_at(file, 'sha256') or 'no hash'}"
+        for file in (files if isinstance(files, list) else [])[:200]
+    ]
+    more = "".join(f"<li>{html.escape(line)}</li>" for line in listed)
+    hashes = f"<details><summary>The {len(listed)} texts and their SHA-256</summary><ul>{more}</ul></details>"
+    return f"<table>{table}</table>{hashes if listed else ''}"
+
+
+def known_runs(directory: Path) -> gpt2.Overlap | None:
+    """The checkpoint's overlap.safetensors; None where there is none that can be read."""
+    try:
+        return gpt2.Overlap.from_directory(directory)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return None
+
+
+def in_parts(text: str, spans: list[tuple[int, int]]) -> list[list[str]]:
+    """A text as parts of a sheet, those in spans of the kind "copied"."""
+    parts, at = [], 0
+    for start, end in spans:
+        parts += [["text", text[at:start]], ["copied", text[start:end]]]
+        at = end
+    return [*parts, ["text", text[at:]]]
+
+
+def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) -> None:
+    """Build the room."""
+    try:
+        record = read_json(served.directory / "training.json")
+    except (ValueError, OSError):
+        record = None
+    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    gr.HTML("<h2>The loss, step by step</h2>", elem_classes="plain")
+    gr.HTML(
+        curves(served.directory, record)
+        or "<p>This checkpoint has no metrics.jsonl, so how its loss fell is not known. Runs of this project keep "
+        "one.</p>",
+        elem_classes="plain",
+        elem_id="curves",
+    )
+    gr.HTML("<h2>The same prompt, as the model learned</h2>", elem_classes="plain")
+    by_prompt = samples(served.directory)
+    if by_prompt:
+        names = [(short(prompt, 60) or "(an empty prompt)", i) for i, prompt in enumerate(by_prompt)]
+        prompts, texts = list(by_prompt), list(by_prompt.values())
+        which = gr.Dropdown(names, value=len(names) - 1, label="Prompt", elem_id="sample_prompt")
+        step = gr.Radio(list(texts[-1]), value=next(iter(texts[-1])), label="Step", elem_id="sample_step")
+        paper = sheet("samples", "What the model wrote", "No sample.")
+
+        def show(i, at):
+            i = i if type(i) is int and 0 <= i < len(texts) else 0
+            at = at if at in texts[i] else next(iter(texts[i]))
+            value = {
+                "sheets": [{"title": f"After {at:,} steps", "parts": [["prompt", prompts[i]], ["text", texts[i][at]]]}]
+            }
+            return gr.Radio(list(texts[i]), value=at), value
+
+        gr.on([which.input, step.input, tab.select], show, [which, step], [step, paper], **quiet)
+    else:
+        gr.HTML("<p>This checkpoint has no samples.jsonl.</p>", elem_classes="plain")
+
+    gr.HTML("<h2>Memorised or invented?</h2>", elem_classes="plain")
+    if overlap:
+        wrong = len(overlap.runs) / 2**48
+        own = gr.Textbox(
+            label="A text to look for",
+            info=f"What stands in the training text in runs of {WORDS} words or more is underlined. That text is not "
+            f"kept here, only hashes of it: a run is underlined by mistake with a probability of {wrong:.0e}.",
+            placeholder="Left empty, it is what was just written.",
+            lines=2,
+            max_lines=6,
+            elem_id="memory_text",
+        )
+        look = gr.Button("Look for it", variant="primary", elem_id="memory_look")
+        share = gr.HTML(html_template='<p role="status">${value}</p>', elem_id="memory_share", elem_classes="plain")
+        found = sheet("memory", "What stands in the training text", "Write something first.")
+
+        def compare(text, pages):
+            text = words(text, "The text")
+            title = "Your text"
+            if not text and pages:
+                text, title = pages[-1].samples[0].text, "What was just written"
+            spans = overlap.spans(text)
+            longest = max((len(text[a:b].split()) for a, b in spans), default=0)
+            said = (
+                f"{overlap.share(text):.0%} of its words stand in the training text in runs of {WORDS} or more; the "
+                f"longest has {longest}."
+                if spans
+                else f"No {WORDS} words of it stand in a row in the training text: it is invented."
+            )
+            return {"sheets": [{"title": title, "parts": in_parts(text, spans)}] if text else []}, said if text else ""
+
+        gr.on([look.click, own.submit, tab.select], compare, [own, desk.pages], [found, share], **quiet)
+    else:
+        gr.HTML(
+            "<p>This checkpoint has no overlap.safetensors, so its texts can not be compared with what it was trained "
+            "on. The trainer writes one for text under 20 MB, unless asked not to.</p>",
+            elem_classes="plain",
+        )
+    gr.HTML("<h2>Where it comes from</h2>", elem_classes="plain")
+    gr.HTML(provenance_card(served, record), elem_classes="plain", elem_id="card")

@@ -1,0 +1,220 @@
+"""Looking inside: what is said of a token and of a choice, and how a visitor gets to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+import gpt2
+from gpt2.explain import next_tokens, uniform
+from page import inside
+from page.writing import pieces
+from tests.page.conftest import TRAINED_ON
+from tests.page.visit import INJECTIONS, generate, number, room, sheet, status, wait
+
+PARAMS = gpt2.SamplingParams(max_new_tokens=12, temperature=0.9, top_k=30, top_p=0.9, seed=5)
+
+
+@pytest.fixture
+def looked(tiny_served) -> inside.Looked:
+    """A text that was drawn with PARAMS."""
+    *_, outcome = pieces(tiny_served.model, tiny_served.tokenizer, "ROMEO:", PARAMS)
+    before, ids = tuple(tiny_served.tokenizer.encode("ROMEO:")), outcome.new_ids
+    scored = gpt2.score(tiny_served.model, tiny_served.tokenizer, ids, prompt=before, params=PARAMS)
+    return inside.Looked(before, ids, PARAMS, drawn=True, ranks=tuple(token.rank for token in scored.tokens))
+
+
+def under_glass(served, looked, i, params=PARAMS) -> dict:
+    u = uniform(params.seed, i) if looked.drawn else None
+    k = max(inside.SHOWN, looked.ranks[i])
+    found = next_tokens(served.model, served.tokenizer, looked.before, k, params, u, drawn=looked.ids[:i])
+    return inside.step_value(served, looked, i, found, params)
+
+
+def test_the_draw_that_is_shown_is_the_one_that_chose(tiny_served, looked):
+    for i, idx in enumerate(looked.ids):
+        value = under_glass(tiny_served, looked, i)
+        low, high = value["draw"]["slice"]
+        assert value["draw"]["same"] and low <= value["draw"]["u"] < high
+        [row] = [row for row in value["rows"] if row["here"]]
+        assert row["id"] == idx and row["p"][-1] == pytest.approx(high - low, abs=1e-5)
+
+
+def test_every_filter_that_is_on_has_a_column_and_says_how_many_are_left(tiny_served, looked):
+    steps = under_glass(tiny_served, looked, 0)["steps"]
+    assert [step["name"] for step in steps] == ["Model", "Temperature 0.9", "Top-k 30", "Top-p 0.9"]
+    assert steps[0]["left"] == 263 and steps[2]["left"] == 30 and steps[3]["left"] <= 30
+
+
+def test_other_settings_may_choose_another_token_with_the_same_number(tiny_served, looked):
+    greedy = replace(PARAMS, temperature=0.0)
+    values = [under_glass(tiny_served, looked, i, greedy) for i in range(len(looked.ids))]
+    assert any(not value["draw"]["same"] for value in values)
+    assert all(value["draw"]["u"] is None for value in values)
+
+
+def test_the_ten_likeliest_and_the_chosen_one_are_shown(tiny_served, looked):
+    for i, rank in enumerate(looked.ranks):
+        assert len(under_glass(tiny_served, looked, i)["rows"]) == (10 if rank <= 10 else 11)
+
+
+@pytest.mark.parametrize(
+    "bits, words", [(1.0, "easier than that"), (2.6, "at home here"), (5.0, "not what the model was trained on")]
+)
+def test_a_score_is_held_against_the_held_out_figure(tiny_served, bits, words):
+    served = replace(tiny_served, training={**tiny_served.training, "held_out_bits_per_byte": 2.5, "corpus": "<b>"})
+    token = gpt2.score(served.model, served.tokenizer, "a").tokens[0]
+    said = inside.verdict(served, inside.Score((token,), bits * math.log(2), 1), None)
+    assert f"{bits:.2f} bits per byte" in said and "2.50" in said and words in said and "<b>)" not in said
+
+
+def test_an_empty_text_has_no_score(tiny_served):
+    assert "nothing to score" in inside.verdict(tiny_served, inside.Score((), 0.0, 0), None)
+
+
+# In the browser
+
+
+def tokens(page) -> list[str]:
+    return page.locator("#tokens button").all_text_contents()
+
+
+def look(page) -> None:
+    room(page, "Look inside")
+    wait(page, lambda: "just written" in page.locator("#summary p").text_content() and tokens(page))
+
+
+@pytest.mark.browser
+def test_every_token_that_was_written_is_there_with_its_probability_in_words(open_page):
+    page = open_page()
+    text = generate(page, max_tokens=25)
+    look(page)
+    labels = page.locator("#tokens button").evaluate_all("all => all.map((b) => b.ariaLabel)")
+    assert len(labels) == 25 and all("rank" in label and "%" in label for label in labels)
+    assert page.locator("#tokens .given").text_content() == "ROMEO:" and text.startswith("ROMEO:")
+
+
+@pytest.mark.browser
+def test_the_classes_of_likelihood_differ_in_more_than_their_colour(open_page):
+    page = open_page()
+    room(page, "Look inside")
+    page.locator("#tokens .legend .token").nth(3).wait_for()
+    lines = page.locator("#tokens .legend .token").evaluate_all(
+        "all => all.map((e) => getComputedStyle(e).borderBottomStyle)"
+    )
+    assert lines == ["none", "dotted", "dashed", "solid"]
+
+
+@pytest.mark.browser
+def test_with_the_keyboard_alone_a_token_is_chosen_and_the_text_forked_with_the_same_seed(open_page):
+    page = open_page()
+    generate(page, max_tokens=25)
+    seed = status(page).split("Seed ")[1].split(":")[0]
+    look(page)
+    page.locator("#view input").last.focus()
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.activeElement.classList.contains('token')")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.locator("#step table").wait_for()
+    assert page.locator("#step p").first.text_content().startswith("Token 5:")
+    assert page.locator("#step tbody tr").count() >= 10
+    other = page.locator("#step tbody tr:not(.here) button").first
+    other.focus()
+    page.keyboard.press("Enter")
+    wait(page, lambda: page.locator("#sheet").is_visible() and f"Seed {seed}" in status(page))
+    prompt = page.locator("#sheet b").first.text_content()
+    assert prompt.startswith("ROMEO:") and len(prompt) > len("ROMEO:")
+    assert page.locator("#prompt textarea").input_value() == prompt
+
+
+@pytest.mark.browser
+def test_turning_a_dial_changes_the_choice_under_the_microscope(open_page):
+    page = open_page()
+    generate(page, max_tokens=25)
+    look(page)
+    page.locator("#tokens button").nth(3).click()
+    page.locator("#step table").wait_for()
+    assert "Top-k 50" in page.locator("#step thead").text_content()
+    number(page, "Top-k", 2)
+    wait(page, lambda: "Top-k 2" in page.locator("#step thead").text_content())
+    assert "2 left" in page.locator("#step thead").text_content()
+    assert page.locator("#step tbody").text_content().count("out") >= 8
+    number(page, "Temperature", 0)
+    wait(page, lambda: "No chance is involved" in page.locator("#step").text_content())
+
+
+@pytest.mark.browser
+def test_a_text_of_ones_own_is_scored_beside_the_held_out_figure(open_page):
+    page = open_page()
+    room(page, "Look inside")
+    page.locator("#own textarea").fill("Zq and the sun.")
+    page.get_by_role("button", name="Score this text").click()
+    wait(page, lambda: "bits per byte" in page.locator("#summary p").text_content())
+    said = page.locator("#summary p").text_content()
+    assert "costs 2.50" in said and "bytes per token" in said
+    assert "2 of its tokens occur nowhere in the training text" in said  # Z and q
+    assert "z" not in TRAINED_ON.lower() and page.locator("#tokens button.unseen").count() == 2
+    page.locator("#tokens button").nth(1).click()
+    page.locator("#step table").wait_for()
+    assert "random number" not in page.locator("#step").text_content()
+
+
+@pytest.mark.browser
+def test_how_a_text_splits_is_shown_on_demand(open_page):
+    page = open_page()
+    room(page, "Look inside")
+    page.locator("#own textarea").fill("the hand and mouth")
+    page.get_by_role("button", name="Score this text").click()
+    wait(page, lambda: tokens(page)[:1] == ["the"])
+    assert "".join(tokens(page)).replace("␣", " ") == "the hand and mouth"
+    page.get_by_label("How the text splits").check()
+    wait(page, lambda: page.locator("#tokens .tokens").get_attribute("data-view") == "split")
+
+
+@pytest.mark.browser
+def test_what_a_visitor_scores_is_shown_and_never_run(open_page):
+    page = open_page()
+    room(page, "Look inside")
+    page.locator("#own textarea").fill(INJECTIONS)
+    page.get_by_role("button", name="Score this text").click()
+    wait(page, lambda: len(tokens(page)) > 50)
+    for i in (0, 20, 50):
+        page.locator("#tokens button").nth(i).click()
+        wait(page, lambda i=i: f"Token {i + 1}:" in page.locator("#step").text_content())
+    assert page.locator("#tokens img, #step img, #tokens script, #step script").count() == 0
+
+
+@pytest.mark.browser
+def test_each_sample_can_be_looked_into(open_page):
+    page = open_page()
+    page.get_by_text("More", exact=True).click()
+    number(page, "Samples", 2)
+    page.locator("#prompt textarea").fill("ROMEO:")
+    number(page, "Max tokens", 20)
+    page.locator("#prompt textarea").focus()
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: status(page).startswith("40 tokens"))
+    look(page)
+    first = tokens(page)
+    page.get_by_label("Sample", exact=True).click()
+    page.get_by_role("option", name="2").click()
+    wait(page, lambda: tokens(page) != first and len(tokens(page)) == 20)
+
+
+@pytest.mark.browser
+def test_a_stopped_text_can_be_looked_into_too(open_page):
+    page = open_page()
+    page.locator("#prompt textarea").fill("ROMEO:")
+    number(page, "Max tokens", 2000)
+    page.locator("#prompt textarea").focus()
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: len(sheet(page)) > 40)
+    page.keyboard.press("Escape")
+    wait(page, lambda: "stopped by you" in status(page))
+    look(page)
+    page.locator("#tokens button").nth(2).click()
+    page.locator("#step table").wait_for()

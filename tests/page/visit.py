@@ -1,0 +1,118 @@
+"""The real app in a process of its own, and what a visitor does in front of it; for all tests of the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import app
+
+ROOT = Path(app.__file__).resolve().parent
+INJECTIONS = (
+    "<img src=x onerror=window.hacked=1> ${window.hacked=2} {{7*7}} </b><script>window.hacked=3</script>"
+    ' " onmouseover="window.hacked=4 \N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET} \N{RIGHT-TO-LEFT OVERRIDE} '
+    "\N{GRINNING FACE}"
+)
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    process: subprocess.Popen
+    log_file: Path
+
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")
+
+    def post(self, route: str, body: bytes) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(self.url + route, body, headers), timeout=60) as answer:
+            return answer.read()
+
+    def call(self, endpoint: str, data: list) -> dict:
+        """The last event of an API call over plain HTTP: {"complete": [...]} or {"error": {...}}."""
+        event = json.loads(self.post(f"/gradio_api/call/{endpoint}", json.dumps({"data": data}).encode()))["event_id"]
+        with urllib.request.urlopen(f"{self.url}/gradio_api/call/{endpoint}/{event}", timeout=60) as stream:
+            name, _, rest = stream.read().decode().strip().split("\n\n")[-1].partition("\n")
+        return {name.removeprefix("event: "): json.loads(rest.removeprefix("data: "))}
+
+
+@contextmanager
+def serve(folder: Path, **env: str) -> Iterator[Running]:
+    """The app on a free port, from when it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log_file = folder / f"{port}.log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "app.py")],
+            cwd=folder,
+            env={**os.environ, "PORT": str(port), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", **env},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    running = Running(f"http://127.0.0.1:{port}", process, log_file)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(running.url + "/config", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, running.log()
+                time.sleep(0.1)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def sheet(page) -> str:
+    """The prompt and the continuation, of the first sample."""
+    return "".join(page.locator("#sheet article p").all_text_contents()[:1])
+
+
+def status(page) -> str:
+    return page.locator("#status p").text_content()
+
+
+def begin(page, prompt: str = "ROMEO:", max_tokens: int = 2000) -> None:
+    page.get_by_label("number input for Max tokens").fill(str(max_tokens))
+    page.locator("#prompt textarea").fill(prompt)
+
+
+def wait(page, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"waited a minute in vain; status {status(page)!r}, text {sheet(page)[:200]!r}")
+
+
+def generate(page, prompt: str = "ROMEO:", max_tokens: int = 40) -> str:
+    """Write a text to its end and return it, with the prompt."""
+    begin(page, prompt, max_tokens)
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: sheet(page).startswith(prompt) and status(page).startswith(f"{max_tokens} tokens"))
+    return sheet(page)
+
+
+def room(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def number(page, label: str, value) -> None:
+    """Set the one visible slider of that name."""
+    box = page.get_by_label(f"number input for {label}").locator("visible=true")
+    box.fill(str(value))
+    box.blur()
