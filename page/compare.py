@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
@@ -38,8 +39,11 @@ def choices(served: Served) -> dict[str, str]:
 
 
 def apart(texts: list[str]) -> int:
-    """How many characters two texts have in common before they differ; all of the shorter one where they do not."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+    """How many characters two texts have in common before the first word that differs."""
+    at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+    if any(text[at : at + 1].strip() for text in texts):  # one goes on with the word that both are in
+        at = len(re.sub(r"\S+$", "", texts[0][:at]))
+    return at
 
 
 def side_by_side(names: list[str], nows: list[Progress]) -> dict:
@@ -50,9 +54,8 @@ def side_by_side(names: list[str], nows: list[Progress]) -> dict:
     for name, now, text in zip(names, nows, texts, strict=True):
         parts = [["prompt", now.prompt], ["text", text[:at]]]
         if at is not None:
-            word = len(text[at:]) - len(text[at:].lstrip())
-            word += len((text[at + word :].split(maxsplit=1) or [""])[0])
-            parts += [["apart", text[at : at + word]], ["text", text[at + word :]]]
+            word = re.match(r"\s*\S*", text[at:])[0]
+            parts += [["apart", word], ["text", text[at + len(word) :]]]
         sheets.append({"title": name, "parts": parts})
     return {"sheets": sheets}
 

@@ -191,6 +191,9 @@ def main(argv: list[str] | None = None) -> int:
         say("\nStopped." if config.dry_run else f"\nStopped and saved. Go on with:  python {resume(directory)}")
         return 0
     except KeyboardInterrupt:
+        if config.resume and directory != Path():  # what it would have gone on from is untouched
+            say(f"\nStopped. Go on with:  python {resume(directory)}")
+            return 0
         print("\nStopped before the training began; there is nothing to save.", file=sys.stderr)
     except Lost:
         saved = state.states(directory / "state") if processes.first else True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -14,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 import gpt2
 from train import state, trainer
@@ -267,38 +267,71 @@ def test_a_run_stopped_by_sigterm_after_step_15_ends_as_an_undisturbed_one(tmp_p
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_a_signal_before_the_first_step_of_a_resumed_run_is_answered_alike(tmp_path, corpus, start):
+    assert start("my.txt", *FLAGS, "--max-steps", "3").wait(timeout=120) == 0
+    late = "import os, signal, sys; from train import __main__, trainer; real = trainer.prepare; "
+    late += "trainer.prepare = lambda *args: (os.kill(os.getpid(), signal.SIGINT), real(*args))[1]; "
+    late += "sys.exit(__main__.main('--resume --out checkpoints/my --max-steps 9'.split()))"
+    process = start(code=late)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert "-m train --resume --out checkpoints/my" in said and "nothing to save" not in said
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_thirty_kills_at_any_moment_leave_a_run_that_can_be_resumed(tmp_path, start):
-    """Evaluations and saves every third step take most of the time, so that many kills fall into a save."""
-    run_dir, rng, inside = tmp_path / "checkpoints" / "my", random.Random(1), 0
-    process = start()
-    wait_for(run_dir / "metrics.jsonl")
-    for _ in range(30):
-        time.sleep(rng.uniform(0.0, 1.0))
+def test_thirty_kills_at_any_moment_leave_a_run_that_goes_on_as_an_undisturbed_one(tmp_path, start):
+    """Evaluations and saves every third step take most of the time, so that many kills fall into a save. Kills are
+    drawn from the first new step on, over the time that three steps and a save take on this machine, twice."""
+    flags, rng, inside = ["my.txt", *FLAGS, "--log-every", "1"], random.Random(1), 0
+    run_dir, whole = tmp_path / "killed", tmp_path / "whole"
+    undisturbed = start(*flags, "--out", "whole")
+    wait_for(whole / "state" / "000003.safetensors")
+    begun = time.monotonic()
+    wait_for(whole / "state" / "000009.safetensors")
+    window = time.monotonic() - begun
+    undisturbed.kill()
+    undisturbed.communicate()
+    for kill in range(31):
+        before = state.load_facts(run_dir / "state")
+        process = start("--resume", "--out", "killed") if before else start(*flags, "--out", "killed")
+        wait_for_step(run_dir, (before or {"step": 0})["step"] + 1, process)
+        if kill == 30:
+            break
+        time.sleep(rng.uniform(0.0, window))
         process.kill()
         process.communicate()
         inside += any(path.suffix == ".tmp" for path in [*run_dir.glob(".*"), *run_dir.glob("state/.*")])
-        began = state.load_state(run_dir / "state") is not None
-        process = start("my.txt", "--resume") if began else (_clear(run_dir), start())[1]
-        deadline = time.monotonic() + 60
-        size = (run_dir / "metrics.jsonl").stat().st_size if began else 0
-        while process.poll() is None and time.monotonic() < deadline:
-            if (run_dir / "metrics.jsonl").exists() and (run_dir / "metrics.jsonl").stat().st_size != size:
-                break
-            time.sleep(0.01)
-        assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
-    steps = [entry["step"] for entry in read_jsonl(run_dir / "metrics.jsonl") if "loss" in entry]
-    assert steps == list(range(10, steps[-1] + 1, 10))
-    print(f"30 kills, {inside} inside a save, at step {steps[-1]}")
+    ours = [(e["step"], e["loss"]) for e in read_jsonl(run_dir / "metrics.jsonl") if "loss" in e]
+    assert [step for step, _ in ours] == list(range(1, len(ours) + 1))
+    print(f"30 kills, {inside} inside a save, at step {len(ours)}")
     assert inside >= 10
-    assert torch.isfinite(gpt2.load(run_dir, "cpu")[0].transformer.wte.weight).all()
+    undisturbed = start("--resume", "--out", "whole")
+    wait_for_step(whole, len(ours), undisturbed)
+    undisturbed.kill()
+    undisturbed.communicate()
+    theirs = [(e["step"], e["loss"]) for e in whole_lines(whole / "metrics.jsonl") if "loss" in e]
+    assert theirs[: len(ours)] == ours
 
 
-def _clear(directory: Path) -> None:
-    import shutil
+def whole_lines(path: Path) -> list[dict]:
+    """What is written so far; the last line may be half there."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
-    shutil.rmtree(directory, ignore_errors=True)
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+    """Until the journal has a step; a resumed run has cut off by then what came after its state."""
+    deadline, path = time.monotonic() + 240, run_dir / "metrics.jsonl"
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    while not (path.exists() and path.stat().st_mtime_ns > before and step in _steps(path)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _steps(path: Path) -> set[int]:
+    return {entry["step"] for entry in whole_lines(path) if "loss" in entry}
