@@ -16,6 +16,7 @@ import gradio as gr
 import torch
 
 import gpt2
+from gpt2.quantize import dtype_of
 from page.served import Served
 from page.writing import Setting, checked, number, refusal, words, write
 
@@ -116,7 +117,7 @@ def offer(served: Served, source: Callable[..., Iterator], think: Callable[..., 
             "notice": served.notice,
             **{name: getattr(config, name) for name in sizes},
             "device": weight.device.type,
-            "dtype": str(weight.dtype).removeprefix("torch."),
+            "dtype": dtype_of(served.model),
             "training": served.training,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "gradio": gr.__version__},
         }

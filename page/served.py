@@ -51,7 +51,8 @@ def load(source: str | Path) -> Served:
         model, tokenizer = gpt2.load(found.directory, device=device)
     except Exception as error:  # whatever is wrong with somebody's checkpoint, the page must open
         raise ValueError(short(str(error).replace(hidden, shown), 400) or type(error).__name__) from error
-    return Served(model, tokenizer, short(shown), found.sha, provenance(found.directory), found.directory)
+    name = shown.removesuffix(f"@{found.sha}")  # said beside it, and in a few digits
+    return Served(model, tokenizer, short(name), found.sha, provenance(found.directory), found.directory)
 
 
 def load_or_fall_back(model_id: str, revision: str) -> Served:

@@ -67,11 +67,7 @@ def check(python: str, files: Path, hub, pushed: str, home: Path) -> None:
     env = hub.env(None, home) | {"MODEL_ID": pushed, "MODEL_REVISION": hub.repo(pushed).head, "SYSTEM": "spaces"}
     with page(python, files, **env) as client:
         info = client.predict(api_name="/model_info")
-        assert (info["name"], info["sha"], info["fallback"]) == (
-            f"{pushed}@{hub.repo(pushed).head}",
-            hub.repo(pushed).head,
-            False,
-        )
+        assert (info["name"], info["sha"], info["fallback"]) == (pushed, hub.repo(pushed).head, False)
         assert client.predict("the ", 5, 50, api_name="/generate")
 
 
