@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
@@ -45,13 +46,14 @@ def apart(texts: list[str]) -> int:
 def side_by_side(names: list[str], nows: list[Progress]) -> dict:
     """The sheet's value; where both are complete, the first word that differs is marked."""
     texts = [now.samples[0].text for now in nows]
-    at = apart(texts) if all(now.done for now in nows) and texts[0] != texts[1] else None
+    at = None
+    if all(now.done for now in nows) and texts[0] != texts[1]:
+        at = max((m.end() for m in re.finditer(r"\s", texts[0][: apart(texts)])), default=0)  # where that word begins
     sheets = []
     for name, now, text in zip(names, nows, texts, strict=True):
         parts = [["prompt", now.prompt], ["text", text[:at]]]
         if at is not None:
-            word = len(text[at:]) - len(text[at:].lstrip())
-            word += len((text[at + word :].split(maxsplit=1) or [""])[0])
+            word = re.match(r"\s*\S*", text[at:]).end()
             parts += [["apart", text[at : at + word]], ["text", text[at + word :]]]
         sheets.append({"title": name, "parts": parts})
     return {"sheets": sheets}

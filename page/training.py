@@ -250,7 +250,7 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
         share = gr.HTML(html_template='<p role="status">${value}</p>', elem_id="memory_share", elem_classes="plain")
         found = sheet("memory", "What stands in the training text", "Write something first.")
 
-        def compare(text, pages):
+        def look_for(text, pages):
             text = words(text, "The text")
             title = "Your text"
             if not text and pages:
@@ -265,7 +265,7 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
             )
             return {"sheets": [{"title": title, "parts": in_parts(text, spans)}] if text else []}, said if text else ""
 
-        gr.on([look.click, own.submit, tab.select], compare, [own, desk.pages], [found, share], **quiet)
+        gr.on([look.click, own.submit, tab.select], look_for, [own, desk.pages], [found, share], **quiet)
     else:
         gr.HTML(
             "<p>This checkpoint has no overlap.safetensors, so its texts can not be compared with what it was trained "

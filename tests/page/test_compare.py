@@ -22,17 +22,16 @@ def progress(text: str) -> Progress:
     "texts, marked",
     [
         (["to be or", "to be of"], [["or"], ["of"]]),
-        (["to be", "to be or not"], [[""], [" or"]]),
+        (["to be", "to be or not"], [["be"], ["be"]]),
         (["alpha", "beta"], [["alpha"], ["beta"]]),
+        (["to be ", "to be or not"], [[""], ["or"]]),
         (["same", "same"], [[], []]),
     ],
 )
 def test_the_first_word_that_differs_is_marked(texts, marked):
     value = compare.side_by_side(["one", "two"], [progress(text) for text in texts])
     found = [[text for kind, text in sheet["parts"] if kind == "apart"] for sheet in value["sheets"]]
-    assert [
-        [word[-len(m) :] for word, m in zip(f, ms, strict=True)] for f, ms in zip(found, marked, strict=True)
-    ] == marked
+    assert found == marked
     for sheet, text in zip(value["sheets"], texts, strict=True):
         assert "".join(words for _, words in sheet["parts"]) == "A" + text
 
