@@ -5,7 +5,7 @@ vocabulary occur there; no text. A word is a stretch without white space, less t
 so a copied line is found however it is wrapped, quoted or capitalised.
 
 A run that the text lacks is taken for one that it has with probability n / 2**48, n the number of runs: below 4e-8 for
-any file that is accepted, 2e-9 for the bundled one. The hashes tell nobody what the text says, but whoever has eight
+any file that is accepted, 3e-9 for the bundled one. The hashes tell nobody what the text says, but whoever has eight
 words of it can find the ninth by trying: leave the file out for a private text.
 
 Knows nothing of models, nor of how a text is split for training.

@@ -76,6 +76,19 @@ def test_the_record_names_the_texts_it_was_trained_on(trained):
     assert 0 < trained["seconds"] < 3600
 
 
+def test_its_overlap_file_knows_what_was_trained_on_and_as_much_of_the_held_out_text_as_is_claimed(trained):
+    overlap, tokenizer = gpt2.Overlap.from_directory(gpt2.BUNDLED), gpt2.Tokenizer.from_directory(gpt2.BUNDLED)
+    texts = [play.text for play in open_corpus((), "plays").documents]
+    cuts = [(len(text) - len(text) // 10 - int(len(text) * 0.05), len(text) - len(text) // 10) for text in texts]
+    hamlet = texts[32][: cuts[32][0]]
+    assert overlap.share(hamlet) == 1 and len(overlap.spans(hamlet)) == 1
+    assert all(map(overlap.saw, tokenizer.encode(hamlet)))
+    held_out = "\0".join(text[end:] for text, (_, end) in zip(texts, cuts, strict=True))
+    assert overlap.share(held_out) == pytest.approx(trained["memorisation"]["copied"]["held_out"], abs=1e-5)
+    oracle = "when as a lion's whelp shall, to himself unknown, without seeking find"  # stands twice in Cymbeline
+    assert overlap.spans(f"They say: {oracle}.") == [(10, 10 + len(oracle))]
+
+
 def test_it_is_small_and_whole():
     files = {path.name: path.stat().st_size for path in gpt2.BUNDLED.iterdir()}
     assert sum(files.values()) < 25 * 2**20

@@ -148,9 +148,9 @@ def _memorisation(trained: dict[str, Any]) -> str:
     )
     return (
         f"## What it learned by heart\n\n{table}\n\n"
-        "Word by word, punctuation left out. People repeat each other too: how much, the held-out text shows. What it "
-        f"writes are here {sampling['samples']} texts of {sampling['tokens']} tokens, from no prompt, at temperature "
-        f"{sampling['temperature']:g} and top-k {sampling['top_k']}."
+        "Compared word by word, without punctuation. People repeat each other too: how much, the held-out text shows. "
+        f"The model wrote {sampling['samples']} texts of {sampling['tokens']} tokens for this, from no prompt, at "
+        f"temperature {sampling['temperature']:g} and top-k {sampling['top_k']}."
         + f" Given {extraction['prompt_tokens']} tokens, and always taking the likeliest next one, it went on with "
         f"exactly the {extraction['recited_tokens']} that follow at {recited}." * bool(recited)
     )

@@ -38,8 +38,8 @@ Choose = Callable[[Tensor], Tensor]  # logits (B, V) -> ids (B,)
 def report(model: GPT, data: Dataset, names: Sequence[str], check_stop: Callable[[], None] = lambda: None) -> dict:
     """The figures, as training.json holds them under "memorisation".
 
-    Extraction: the share of places in a part from where the model, given 50 tokens, goes on with exactly the next 50,
-    always taking the likeliest (Carlini et al., 2023). For texts up to MAX_TEXT also, in words as gpt2/overlap.py has
+    Extraction: at how many places of a part the model, given 50 tokens and always taking the likeliest, goes on with
+    exactly the next 50 (Carlini et al., 2023). For texts up to MAX_TEXT also, in words as gpt2/overlap.py has
     them: novelty, the share of n-grams that the training text lacks, n from 1 to 16; copied, the share of words in
     runs of at least 8 that it has; longest_copy, and where the training text has it.
 
@@ -133,8 +133,8 @@ def _longest(train: Words, other: Words, data: Dataset, names: Sequence[str]) ->
     number = int(train.text[at])
     text = next(islice(data.train.texts(data.tokenizer), number, None))
     first = words(text)[0][at - int(np.searchsorted(train.text, number))][0]
-    # A data set has more texts, its rows, than documents.
-    where = {"document": names[number]} if train.text[-1] < len(names) else {"text": number}
+    # A data set has more texts, its rows, than documents; without separators all documents are one text.
+    where = {"document": names[number]} if train.text[-1] + 1 == len(names) else {"text": number}
     return {"words": low, **where, "line": text.count("\n", 0, first) + 1}
 
 

@@ -111,6 +111,13 @@ def test_rows_of_a_data_set_are_named_by_their_number(data):
     assert (found["text"], found["line"]) == (1, 1) and "document" not in found
 
 
+def test_documents_without_anything_between_them_are_one_text(data):
+    joined = replace(data, train=replace(data.train, starts=()))
+    line = list(data.train.texts(data.tokenizer))[1].splitlines()[41]
+    found = memory.copies(joined, {"generated": [line]}, NAMES)["longest_copy"]["generated"]
+    assert found["text"] == 0 and found["line"] > 42 and "document" not in found
+
+
 def test_no_run_of_words_leads_from_one_text_into_the_next():
     texts = Words.of(["one two three", "", "four", "five six"])
     assert [len(texts.runs(n)) for n in range(1, 5)] == [6, 3, 1, 0]
