@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same text; each sample adds 1")
     p.add_argument("--num-samples", type=int, default=1, metavar="N", help="how many continuations")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    p.add_argument("--dtype", default="auto", choices=["auto", *DTYPES], help="number format of the weights")
+    p.add_argument("--dtype", default="auto", choices=["auto", *DTYPES, "int8"], help="number format")
     return p
 
 
@@ -68,7 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     # A terminal that can not show a character must not end the program.
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     try:
-        model, tokenizer = gpt2.load(args.checkpoint, args.device, args.dtype)
+        found = gpt2.find(args.checkpoint)
+        model, tokenizer = gpt2.load(found.directory, args.device, args.dtype)
+        if found.sha:
+            print(f"[{found.name}, commit {found.sha[:8]}]", file=sys.stderr)
         for number in range(args.num_samples):
             if number:
                 print("\n" + "-" * 40)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gpt2.config import GPTConfig
 
-# Positions are read in whole pieces of this many, masked beyond a row's own: a CPU adds the numbers of a row in an order
-# that depends on how many there are, so a row must not see how long the rows beside it are. 64 keeps the products above
-# the 400 multiplications below which torch computes them in yet another way (heads have 8 channels or more).
+# Positions are read in whole pieces of this many, masked beyond a row's own: a CPU adds numbers in an order that
+# depends on how many there are, so a row must not feel how long the rows beside it are. 64 is a multiple of every
+# vector's length, and keeps products above the 400 multiplications below which torch computes them in yet another way.
 PIECE = 64
 
 
@@ -81,14 +81,13 @@ class KVCache:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of one layer, both (B, nh, T, hs); return all there are, (B, nh, S, hs)."""
         T, B, S = k.size(2), len(self.pos), self._size(k.size(2))
-        # Slices and not index_copy_: the latter is wrong on Apple's MPS.
         if min(self.pos) == max(self.pos):
-            rows = [(slice(0, B), self.pos[0])]
-        else:
-            rows = [(slice(b, b + 1), pos) for b, pos in enumerate(self.pos)]
-        for row, pos in rows:
-            self.k[layer, row, :, pos : pos + T] = k[row]
-            self.v[layer, row, :, pos : pos + T] = v[row]
+            here = (layer, slice(0, B), slice(None), slice(self.pos[0], self.pos[0] + T))
+            self.k[here], self.v[here] = k, v
+        else:  # one operation for all rows: a slice for each took three times as long
+            rows, at = torch.arange(B).unsqueeze(1), self.positions(T)  # (B, 1), (B, T)
+            self.k[layer][rows, :, at] = k.transpose(1, 2)  # (B, T, nh, hs)
+            self.v[layer][rows, :, at] = v.transpose(1, 2)
         return self.k[layer, :B, :, :S], self.v[layer, :B, :, :S]
 
     def advance(self, T: int) -> None:

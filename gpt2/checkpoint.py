@@ -8,12 +8,13 @@ opened, never a pickle. Knows nothing of training.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpt2 import overlap
 from gpt2.config import GPTConfig, chosen_id
 from gpt2.device import DTYPES, inference_dtype, pick_device
+from gpt2.files import WEIGHTS, CheckpointError, Found, check_file, lack, read_json
+from gpt2.hub import find_on_hub
 from gpt2.model import GPT
+from gpt2.quantize import dtype_of, quantized, why_not
 from gpt2.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "shakespeare"
-WEIGHTS = "model.safetensors"
-NEEDED = ("config.json", WEIGHTS, "vocab.json", "merges.txt")
-HUB_FILES = (*NEEDED, "tokenizer.json", "training.json", "metrics.jsonl", "samples.jsonl", "README.md", overlap.FILE)
-HUB_TIMEOUT = 5  # seconds until a silent Hub counts as unreachable and its local cache is used
-MAX_JSON = 16 * 2**20  # bytes of a JSON file that we are willing to parse
 PAD_ROWS_ON_GPU = 128  # rows of the head in multiples of this are faster there, and cost nothing to speak of
 
 # GPT-2's Conv1D keeps these weights as (in, out); torch's Linear, which is what we compute with, as (out, in).
@@ -41,20 +39,7 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")  # buffers that other versions left in the file; gpt2 itself has them
 _HEAD, _WTE = "lm_head.weight", "transformer.wte.weight"  # one matrix under two names
 _WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")  # what torch.compile and DistributedDataParallel put in front
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can not be used, in one sentence with the way out."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where a checkpoint lies."""
-
-    directory: Path
-    name: str  # as it was asked for
-    sha: str | None = None  # the Hub commit, None for a local directory
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)[\w./-]+)?")
 
 
 def find(source: str | Path) -> Found:
@@ -74,7 +59,7 @@ def find(source: str | Path) -> Found:
         raise CheckpointError(f"{name} is a file; a checkpoint is the directory that holds config.json and {WEIGHTS}.")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(f"no checkpoint at {name}: give a directory, or a Hub id like user/repo or user/repo@v1.")
-    return _find_on_hub(name)
+    return find_on_hub(name)
 
 
 def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto") -> tuple[GPT, Tokenizer]:
@@ -83,13 +68,14 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
     Args:
         source: as for find().
         device: "auto", "cpu", "cuda" or "mps".
-        dtype: "auto", "float32", "bfloat16" or "float16".
+        dtype: "auto", "float32", "bfloat16", "float16" or, on the CPU, "int8", which can only generate.
 
     Raises:
         CheckpointError: where the checkpoint is missing, damaged, of another architecture or too large.
         ValueError: where this machine lacks the device or dtype.
     """
-    where, what = pick_device(device), inference_dtype(pick_device(device), dtype)
+    where = pick_device(device)
+    inference_dtype(where, dtype)  # refuses before anything is read
     directory = find(source).directory
     config, tokenizer = read_config(directory), _read_tokenizer(directory)
     if config.vocab_size < tokenizer.vocab_size:
@@ -98,15 +84,26 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
             "these files do not belong together."
         )
     read_weight = _open_weights(directory / WEIGHTS, config)
-    model = _empty_model(_fitted(config, tokenizer, directory), where, what)
+    what = inference_dtype(where, dtype, config.n_parameters)
+    if what == torch.int8 and (reason := why_not()):
+        logging.getLogger("gpt2").warning(
+            "float32 is used and not int8: PyTorch %s, but %s.", torch.__version__, reason
+        )
+        what = torch.float32
+    model = _empty_model(_fitted(config, tokenizer, directory), where, torch.float32 if what == torch.int8 else what)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            tensor = read_weight(name)
-            if name == _WTE:
-                parameter.zero_()
-                parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
-            else:
-                parameter.copy_(tensor.t() if name.endswith(_TRANSPOSED) else tensor)
+        # By names, module by module: so that of an int8 model only one in float32 is ever in memory.
+        for prefix in [prefix for prefix, _ in model.named_modules()]:
+            module = model.get_submodule(prefix)
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                tensor = read_weight(name)
+                if name == _WTE:
+                    parameter.zero_()
+                    parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
+                else:
+                    parameter.copy_(tensor.t() if name.endswith(_TRANSPOSED) else tensor)
+            if what == torch.int8 and (small := quantized(module)) is not module:
+                model.set_submodule(prefix, small)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -119,10 +116,15 @@ def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str 
         directory: created where it is missing.
         dtype: how the weights are stored; config.json says float32 all the same, for that is how to compute.
         provenance: anything JSON can hold; becomes training.json.
+
+    Raises:
+        ValueError: for an int8 model, which has lost what should be saved.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    if dtype_of(model) == "int8":
+        raise ValueError("an int8 model can only generate; to save one, load it with dtype='float32'.")
     for left in directory.glob(".saving-*"):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
     stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
@@ -169,19 +171,6 @@ def read_config(directory: Path) -> GPTConfig:
         raise CheckpointError(f"{directory}/config.json: {error}") from error
 
 
-def read_json(path: Path) -> Any:
-    """Parse one JSON file of a checkpoint.
-
-    Raises:
-        CheckpointError: where it is missing, too large or not JSON.
-    """
-    _check_file(path, MAX_JSON)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download or save it again.") from error
-
-
 def _fitted(config: GPTConfig, tokenizer: Tokenizer, directory: Path) -> GPTConfig:
     """config without the rows that no token owns: padding by another name, never offered to the sampler."""
     given = read_json(directory / "config.json")
@@ -197,72 +186,12 @@ def json_text(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _find_on_hub(name: str) -> Found:
-    # Imported here: it takes half a second that a local checkpoint need not wait for.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import httpx
-
-    repo_id, _, revision = name.partition("@")
-    cause: Exception
-    try:
-        info = HfApi().model_info(repo_id, revision=revision or None, timeout=HUB_TIMEOUT)
-        files = {file.rfilename for file in info.siblings or []}
-        if WEIGHTS not in files:
-            raise CheckpointError(f"{name} on the Hub {_lacks_weights(files)}")
-        path = snapshot_download(repo_id, revision=info.sha, allow_patterns=list(HUB_FILES))
-        return Found(Path(path), name, info.sha)
-    except (OSError, httpx.HTTPError) as error:
-        cause = error
-    except CheckpointError:
-        raise
-    except ValueError as error:  # the Hub client's own check of the name
-        raise CheckpointError(f"{name!r} is not a valid Hub id: {error}") from error
-    try:
-        path = snapshot_download(repo_id, revision=revision or None, local_files_only=True)
-    except OSError:
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"no directory {name!r} here, and {repo_id} could not be had from the Hugging Face Hub nor from its "
-            f"cache on this disk ({reason}). Check the name, the network and, for a private repo, HF_TOKEN."
-        ) from cause
-    return Found(Path(path), name, Path(path).name)
-
-
-def _check_file(path: Path, max_bytes: int | None = None) -> None:
-    if not path.is_file():
-        if path.name == WEIGHTS and path.parent.is_dir():
-            raise CheckpointError(f"{path.parent} {_lacks_weights(os.listdir(path.parent))}")
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}, so it is not a whole checkpoint: it needs {', '.join(NEEDED)}."
-        )
-    if max_bytes is not None and path.stat().st_size > max_bytes:
-        raise CheckpointError(f"{path} is larger than {max_bytes / 2**20:.0f} MB; that is no {path.name}.")
-    with path.open("rb") as file:
-        if file.read(24) == b"version https://git-lfs.":
-            raise CheckpointError(
-                f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull`, or download it from the Hub."
-            )
-
-
-def _lacks_weights(files: Collection[str]) -> str:
-    """The end of a sentence on a checkpoint without WEIGHTS: what it has instead, and the way out."""
-    way_out = "load it with transformers once and save_pretrained(DIR, max_shard_size='100GB')."
-    if f"{WEIGHTS}.index.json" in files:
-        return f"has no {WEIGHTS}: it is cut into shards; {way_out}"
-    if any(name.startswith("pytorch_model") for name in files):
-        return f"has no {WEIGHTS}, only a pickle, which could run any code and is never opened; {way_out}"
-    return f"has no {WEIGHTS}, so it is not a whole checkpoint: it needs {', '.join(NEEDED)}."
-
-
 def _read_tokenizer(directory: Path) -> Tokenizer:
     has_vocab, has_fast = (directory / "vocab.json").exists(), (directory / "tokenizer.json").exists()
     if not has_vocab and not has_fast:
-        raise CheckpointError(
-            f"{directory} has neither vocab.json and merges.txt nor tokenizer.json: only byte-level BPE, GPT-2's kind "
-            "of tokenizer, is read."
-        )
+        raise CheckpointError(f"{directory} {lack(os.listdir(directory))}")
     for name in ["vocab.json", "merges.txt"] if has_vocab else ["tokenizer.json"]:  # transformers 5 writes only that
-        _check_file(directory / name)
+        check_file(directory / name)
     try:
         return Tokenizer.from_directory(directory)
     except (ValueError, RecursionError) as error:
@@ -271,7 +200,7 @@ def _read_tokenizer(directory: Path) -> Tokenizer:
 
 def _open_weights(path: Path, config: GPTConfig) -> Callable[[str], Tensor]:
     """Check names and shapes against config before a single weight is read; return what reads one by our name."""
-    _check_file(path)
+    check_file(path)
     with torch.device("meta"):
         expected = {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
     try:

@@ -12,11 +12,15 @@ import platform
 import re
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Parameters from which the time of a token is that of fetching the weights. Those of smaller models stay in the caches,
+# and rounding what goes into each product takes longer than fetching less would save.
+INT8_FROM = 50_000_000
 
 # Whole names of cards, so that a MIG slice, a laptop's or a "Ti" is none of them; dense TFLOP/s of half precision with
 # float32 sums, and of float32, from Ampere on as TensorFloat-32. Datasheets often print the double, "with sparsity".
@@ -87,6 +91,14 @@ def has_native_bfloat16(device: torch.device) -> bool:
     return False
 
 
+@cache
+def has_onednn(device: torch.device) -> bool:
+    """Whether float32 products can run on oneDNN with weights in its own layout: on x86, where PyTorch also has MKL."""
+    ops = torch.ops.mkldnn
+    there = hasattr(ops, "_linear_pointwise") and hasattr(ops, "_reorder_linear_weight")
+    return device.type == "cpu" and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and there
+
+
 def training_precision(device: torch.device, name: str = "auto") -> Precision:
     """What autocast should use while training.
 
@@ -106,18 +118,30 @@ def training_precision(device: torch.device, name: str = "auto") -> Precision:
     return Precision(torch.float32, f"{describe(device)} has no fast half precision for training")
 
 
-def inference_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
-    """What to load weights as for generating. auto: float32 on the CPU and MPS, half precision on a GPU.
+def has_fast_int8(device: torch.device) -> bool:
+    """Whether torch._int_mm runs on instructions made for it. Without them it is right, but slower than float32."""
+    return device.type == "cpu" and "avx512_vnni" in _cpu_flags() and torch.__version__ >= (2, 13)
+
+
+def inference_dtype(device: torch.device, name: str = "auto", n_parameters: int = 0) -> torch.dtype:
+    """What to load weights as for generating. auto: half precision on a GPU; on the CPU int8 for models that do not
+    fit into its caches, where the hardware has it; else float32.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or int8 on a GPU.
     """
     if name == "auto":
+        if has_fast_int8(device) and n_parameters >= INT8_FROM:
+            return torch.int8
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if has_native_bfloat16(device) else torch.float16
+    if name == "int8":
+        if device.type != "cpu":
+            raise ValueError(f"int8 runs on the CPU only, not on {device}; use --device cpu, or another --dtype.")
+        return torch.int8
     if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}; choose auto, {', '.join(DTYPES)}.")
+        raise ValueError(f"unknown dtype {name!r}; choose auto, {', '.join(DTYPES)} or, on the CPU, int8.")
     return DTYPES[name]
 
 

@@ -36,7 +36,7 @@ class Refused(EngineError):
 
 class Request:
     """A text that is being written for one reader: an iterator over its pieces. To end it, cancel() it, leave the
-    loop or let go of it; its place is free before the next token is computed.
+    loop or let go of it; its place is free two passes later at most.
     """
 
     def __init__(self, engine: Engine, job: _Job):
@@ -146,7 +146,8 @@ class Engine:
             if self._closed:
                 raise Refused("This engine was closed and writes no more.")
             if len(self._waiting) >= self._free + self.max_queue:
-                raise Refused(f"{len(self._waiting)} requests wait already, which is the most: try again in a moment.")
+                busy = f"{self.max_batch} texts are being written and {self.max_queue} requests wait already"
+                raise Refused(f"{busy}: try again in a moment.")
             self._waiting.append(job)
             self._changed.notify()
         return Request(self, job)

@@ -185,7 +185,7 @@ def _ids(tokenizer: Tokenizer, text: str | Sequence[int]) -> list[int]:
 
 def _windows(n: int, total: int, block_size: int) -> Iterator[tuple[int, int, int]]:
     """(start, first, end): the sampler reads from start on when it predicts the tokens first to end - 1, where n
-    tokens were given and all together are `total`. See sampler.stream_ids()."""
+    tokens were given and all together are `total`. See sampler.Draft."""
     start, first = max(0, n - block_size), n
     while first < total:
         end = min(start + block_size + 1, total)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gpt2.cache import KVCache
 from gpt2.config import GPTConfig
+from gpt2.linear import Linear, TokenEmbedding
 
 IGNORE = -1  # a target that is not scored
 # Positions whose logits exist at the same time during training: 2,048 x 50,304 in float32 are 0.4 GB, where
@@ -32,8 +33,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
@@ -64,8 +65,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class GPT(nn.Module):
         self.config = config
         rows = math.ceil(config.vocab_size / pad_vocab_to) * pad_vocab_to
         self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(rows, config.n_embd),
+            "wte": TokenEmbedding(rows, config.n_embd),
             "wpe": nn.Embedding(config.block_size, config.n_embd),
             "drop": nn.Dropout(config.dropout),
             "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
@@ -155,10 +156,10 @@ class GPT(nn.Module):
             x = x[:, -1:]  # (B, 1, C)
         x = self.transformer.ln_f(x)
 
-        head = self.transformer.wte.weight  # (rows, C)
         if targets is not None:
+            head = self.transformer.wte.weight  # (rows, C)
             return None, chunked_cross_entropy(x.flatten(0, 1), head, targets.flatten(), self.config.vocab_size)
-        return F.linear(x, head)[..., : self.config.vocab_size], None
+        return self.transformer.wte.scores(x)[..., : self.config.vocab_size], None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -111,7 +111,7 @@ def checked(logits: Tensor) -> Tensor:
         ValueError: where they are not finite, so the checkpoint is broken.
     """
     logits = logits.float().cpu()
-    if not logits.isfinite().all():
+    if not logits.sum().isfinite():  # one pass; what is not finite stays so in a sum
         raise ValueError("the model's output is not finite (NaN or infinity): this checkpoint is damaged; use another.")
     return logits
 
@@ -127,13 +127,17 @@ def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generato
     Raises:
         ValueError: where the logits are not finite, so the checkpoint is broken.
     """
-    logits = checked(logits)
-    for _, apply in filter_chain(params, seen):
+    logits, ids = checked(logits), None
+    for name, apply in filter_chain(params, seen):
         logits = apply(logits)
+        if name == "top_k":  # all that the rest must look at: 50 numbers, say, and not 50,257
+            ids = (logits > -math.inf).nonzero().squeeze(1)  # (k,), more where scores tie
+            logits = logits[ids]
     if params.greedy:
         return int(logits.argmax())
     u = float(torch.rand((), generator=generator, dtype=torch.float64))
-    return draw(logits.softmax(0), u)
+    chosen = draw(logits.softmax(0), u)
+    return chosen if ids is None else int(ids[chosen])
 
 
 def prompt_ids(model: GPT, tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -268,3 +268,31 @@ def _check(merges: list[tuple[bytes, bytes]], ids: dict[bytes, int]) -> None:
         last = merged
     if len(merges) != len(ids) - 256:
         raise ValueError(f"{len(ids) - 256} merged tokens, but {len(merges)} merges.")
+    _check_reach(merges)
+
+
+def _check_reach(merges: list[tuple[bytes, bytes]]) -> None:
+    """Refuse a vocabulary with a token that its merges, in their order, do not make from the token's own bytes.
+
+    tiktoken merges any two neighbours whose bytes are a token, transformers and llama.cpp only the listed pair. Where
+    every token is reached, both give the same ids for every text: what stands between a token's two ends was merged
+    as if it stood alone, so the last pair there is the listed one. Every vocabulary learned by counting is such; one
+    made by hand need not be.
+    """
+    order = {pair: i for i, pair in enumerate(merges)}
+    made = {left + right: (i, left, right) for (left, right), i in order.items()}
+    unmade = (-1, b"", b"")  # a single byte
+    for pair in merges:
+        # Undo the merges at the seam of the two parts, the youngest first. A pair across the seam that an earlier
+        # merge would have taken means that the seam, and so the token, never comes to be.
+        (left, right), before = pair, order[pair]
+        while order.get((left, right), before) >= before:
+            l_made, r_made = made.get(left, unmade), made.get(right, unmade)
+            if l_made > r_made:
+                before, _, left = l_made
+            elif r_made > unmade:
+                before, right = r_made[0] + 1, r_made[1]  # of two equal pairs the left one is merged first
+            else:
+                break
+        else:
+            raise ValueError(f"no text ever gets the token {b''.join(pair)!r}: earlier merges take its bytes apart.")

@@ -1,4 +1,5 @@
-"""What every test may ask for: a tiny vocabulary, a tiny model, its checkpoint, a Python of its own, and no network.
+"""What every test may ask for: a tiny vocabulary, a tiny model, its checkpoint, a Python of its own, a Hub of its
+own, and no network.
 
 The session fixtures are shared: a test that changes one works on a copy.
 """
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 import gpt2
+from tests.hub_server import HubServer
 
 torch.set_num_threads(1)  # models as small as these only lose time over two threads
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +34,18 @@ os.environ.update(
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_gpu():
+    """The device "auto" is the CPU, whose results are the same everywhere, here and in processes that tests start;
+    tests/train/test_hardware.py takes the GPU back."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # before the variable would hide it from this process, too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +90,13 @@ def run_python() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hugging Face Hub of one's own: run_python("-c", code, **hub.env("hf_w", tmp_path)) talks to it."""
+    with HubServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_LINES = 4000  # of code
+MAX_LINES = 6250  # of code
 
 # Top floor first. A module imports from its own floor or from those below; a file that is not yet written may have
 # its place, one that has no place fails.
@@ -18,24 +18,15 @@ FLOORS = {
     "gpt2": [
         {"__main__", "__init__", "engine", "explain"},
         {"sampler", "checkpoint"},
-        {"model", "tokenizer", "quantize", "overlap"},
-        {"cache", "config", "device"},
+        {"model", "tokenizer", "quantize", "overlap", "hub"},
+        {"linear"},
+        {"cache", "config", "device", "files", "patience"},
     ],
     "train": [
         {"__main__"},
-        {"trainer", "setup", "learner", "export", "publish", "card"},
-        {
-            "dataset",
-            "tokens",
-            "vocabulary",
-            "optimizer",
-            "processes",
-            "evaluate",
-            "state",
-            "journal",
-            "tracking",
-            "memory",
-        },
+        {"trainer", "setup", "learner", "export", "publish", "pusher", "upload", "space", "card", "gguf"},
+        {"dataset", "tokens", "vocabulary", "optimizer", "processes", "evaluate", "memory", "state", "journal"}
+        | {"tracking"},
         {"corpus", "plays", "document", "fetch", "config", "__init__"},
     ],
 }

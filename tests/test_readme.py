@@ -11,6 +11,7 @@ import pytest
 
 from gpt2.__main__ import parser
 from train.__main__ import parse
+from train.publish import parser as publishing
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,6 +45,12 @@ def test_every_generating_command_is_understood():
     assert of("gpt2")
     for words in of("gpt2"):
         parser().parse_args(words)
+
+
+def test_every_publishing_command_is_understood():
+    assert of("train.publish")
+    for words in of("train.publish"):
+        publishing().parse_args(words)
 
 
 def test_every_file_it_links_to_exists():

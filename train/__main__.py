@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import tyro
+from tqdm import tqdm
 
 import gpt2
 from train import card, setup, state
@@ -23,6 +24,7 @@ from train.export import RUN
 from train.journal import FILES
 from train.learner import is_out_of_memory
 from train.processes import Lost, Processes, Stopped
+from train.pusher import Pusher
 from train.trainer import Result, fit
 
 CHECKPOINTS = Path("checkpoints")
@@ -163,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     received: list[int] = []
-    processes, directory = Processes(should_stop=lambda: bool(received)), Path()
+    processes, directory, pusher = Processes(should_stop=lambda: bool(received)), Path(), None
     say = print if processes.first else lambda sentence: None
     try:
         config = processes.from_first(lambda: parse(argv))
@@ -174,11 +176,18 @@ def main(argv: list[str] | None = None) -> int:
         config, directory = processes.from_first(lambda: settle(config, argv, processes.world))
         stop_on_signals(received, processes)
         corpus = processes.one_first(lambda: open_corpus(config.texts, config.corpus, say))
-        result = fit(config, corpus, directory, card.write, processes, say)
+        if config.push_to and processes.first and not config.dry_run:
+            pusher = Pusher(config.push_to, config.private, config.result, beside_the_bar)
+        processes.from_first(lambda: pusher and pusher.check())
+        result = fit(config, corpus, directory, card.write, pusher or (lambda directory: None), processes, say)
         if result:
             say(closing_words(result))
+            if pusher:
+                pusher.finish(result.directory)
         return 0
     except Stopped:
+        if pusher:
+            pusher.abandon()
         say("\nStopped." if config.dry_run else f"\nStopped and saved. Go on with:  python {resume(directory)}")
         return 0
     except KeyboardInterrupt:
@@ -203,6 +212,11 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         processes.close()
     return 1
+
+
+def beside_the_bar(sentence: str) -> None:
+    """Print a line without tearing the progress bar."""
+    tqdm.write(sentence, file=sys.stderr)
 
 
 def resume(directory: Path) -> str:

@@ -6,10 +6,11 @@ nothing of how a model is trained or pushed.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from gpt2.checkpoint import read_json
 from train.journal import read_jsonl
@@ -23,36 +24,42 @@ def write(directory: Path) -> None:
     write_file(directory / "README.md", render(directory))
 
 
-def render(directory: Path) -> str:
-    """The card's text."""
+def render(directory: Path, repo_id: str | None = None) -> str:
+    """The card's text.
+
+    Args:
+        repo_id: where on the Hub it will lie; None where that is not known.
+    """
     trained = read_json(directory / "training.json")
     samples = read_jsonl(directory / "samples.jsonl")
     sections = [
-        f"---\n{metadata(trained, samples).to_yaml()}\n---",
+        f"---\n{metadata(trained, samples, repo_id).to_yaml()}\n---",
         _opening(trained),
         "![Training and validation loss by step](loss.png)",
-        _use(),
+        _use(repo_id),
         _figures(trained),
         _memorisation(trained),
         _how(trained),
         _samples(samples),
         _limits(trained),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return str(ModelCard("\n\n".join(section for section in sections if section) + "\n"))
 
 
-def metadata(trained: dict[str, Any], samples: list[dict[str, Any]]) -> ModelCardData:
+def metadata(trained: dict[str, Any], samples: list[dict[str, Any]], repo_id: str | None = None) -> ModelCardData:
     """The YAML block: what the Hub shows beside the text and searches by."""
     corpus, figures, base = trained["corpus"], trained["figures"], trained["config"].get("init_from")
+    dataset = re.fullmatch(r"hf:([^:]+).*", trained["config"].get("corpus") or "")
     last = max((s["step"] for s in samples), default=0)
     card = ModelCardData(
-        model_name=f"gpt2-{corpus['name']}",
+        model_name=repo_id.partition("/")[2] if repo_id else f"gpt2-{corpus['name']}",
         library_name="transformers",
         pipeline_tag="text-generation",
         license=corpus["license"],
         language=corpus["language"],
         tags=["gpt2", "fine-tuned" if base else "from-scratch", "text-generation"],
-        base_model=base if base and "/" in base else None,  # a folder's is a name without its path
+        datasets=[dataset[1]] if dataset else None,
+        base_model=base.partition("@")[0] if base and "/" in base else None,  # a folder's is a name without its path
         widget=[
             {"text": s["prompt"], "output": {"text": s["text"]}} for s in samples if s["step"] == last and s["prompt"]
         ],
@@ -87,16 +94,25 @@ def _opening(trained: dict[str, Any]) -> str:
     )
 
 
-def _use() -> str:
+def _use(repo_id: str | None) -> str:
+    name = repo_id or "."
+    note = "" if repo_id else "  # or the repository's name on the Hub"
+    space = f"{repo_id} --space {repo_id}" if repo_id else "USER/NAME --space USER/NAME"
     return (
-        "## Use it\n\n"
+        "## Use it\n\nWith transformers:\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained(".")  # or the repository\'s name on the Hub\n'
-        'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{name}"){note}\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
         'ids = tokenizer("The ", return_tensors="pt")\n'
         "out = model.generate(**ids, max_new_tokens=100, do_sample=True, top_k=50, temperature=0.8)\n"
         "print(tokenizer.decode(out[0]))\n"
+        "```\n\n"
+        "With the project that made it, in the terminal, as a page on your machine, and as a Space:\n\n"
+        "```bash\n"
+        f'python -m gpt2 "The " --checkpoint {name}\n'
+        f"MODEL_ID={name} python app.py\n"
+        f"python -m train.publish DIRECTORY {space}\n"
         "```"
     )
 
@@ -198,7 +214,7 @@ def _sample(sample: dict[str, Any], title: str) -> str:
 
 def _limits(trained: dict[str, Any]) -> str:
     return (
-        "## What it can and can't do\n\n"
+        "## What it is for, and what it can't do\n\n"
         f"It continues text in the manner of {trained['corpus']['name']}, a few hundred words at a time. It knows no "
         "facts, follows no instructions, holds no conversation, and loses the thread after a paragraph. What it writes "
         "can repeat passages of its training text, and whatever prejudice stands there. Made for learning and play; do "

@@ -17,6 +17,8 @@ import tyro
 
 from gpt2.config import GPTConfig
 
+REPO_ID = r"[\w.-]+/[\w.-]+"  # of the Hugging Face Hub: user/name
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -41,8 +43,8 @@ class TrainConfig:
     name: str | None = None
     # The run directory itself, where checkpoints/NAME is not what you want.
     out: Path | None = None
-    # Go on with an interrupted run, with the settings it had. max-steps, micro-batch, device, compile, track and the
-    # number of processes may differ.
+    # Go on with an interrupted run, with the settings it had. max-steps, micro-batch, device, compile, track, push-to,
+    # private and the number of processes may differ.
     resume: bool = False
     # Say what the run would be (parameters, tokens, memory, time) and end.
     dry_run: bool = False
@@ -81,9 +83,9 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     # Highest learning rate. Small models bear far more than the 6e-4 of GPT-2 124M.
     learning_rate: float = 2e-3
-    # Learning rate at the last step; never more than the highest.
+    # Learning rate at the end of cosine; never more than the highest. wsd ends at zero.
     min_learning_rate: float = 1e-4
-    # How it falls: cosine, half a wave; or wsd (warm-up, stable, decay): constant, then in a line.
+    # How it falls: cosine, half a wave; or wsd (warm-up, stable, decay): constant, then in a line to zero.
     schedule: Literal["cosine", "wsd"] = "cosine"
     # Share of the steps, at the end, in which wsd falls.
     cooldown: float = 0.2
@@ -130,6 +132,10 @@ class TrainConfig:
     compile: Annotated[bool | None, tyro.conf.arg(metavar="")] = None
     # Also send every figure to a tracker: trackio, an optional package that keeps it on this machine.
     track: Literal["trackio"] | None = None
+    # Also push every new best checkpoint to this repository of the Hugging Face Hub, user/name, in the background.
+    push_to: str | None = None
+    # Make that repository for your eyes only.
+    private: bool = False
 
     def __post_init__(self):
         _at_least(1, self, "n_layer", "n_head", "n_embd", "block_size", "batch_size")
@@ -161,6 +167,10 @@ class TrainConfig:
             raise ValueError(f"tokenizer={self.tokenizer!r}: N counts 256 bytes and <|endoftext|>, so at least 258.")
         if self.name is not None and not re.fullmatch(r"[\w][\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} must be letters, digits, '-', '_' and '.'; --out takes a path.")
+        if self.push_to is not None and not re.fullmatch(REPO_ID, self.push_to):
+            raise ValueError(f"push_to={self.push_to!r} is no name on the Hub: it is user/name.")
+        if self.private and self.push_to is None:
+            raise ValueError("private says how to push: name the repository by --push-to user/name.")
         if self.ema and self.validation == 0:
             raise ValueError("ema needs a validation part to judge it by; use --validation 0.05, or leave it out.")
         if self.result == "best" and self.validation == 0:
@@ -176,7 +186,7 @@ class TrainConfig:
         texts = tuple(Path(path.resolve().name) for path in self.texts)
         is_folder = self.init_from is not None and Path(self.init_from).is_dir()
         source = Path(self.init_from).resolve().name if is_folder else self.init_from
-        return replace(self, texts=texts, init_from=source, out=None)
+        return replace(self, texts=texts, init_from=source, out=None, push_to=None, private=False)
 
     def absolute(self) -> TrainConfig:
         """The same from any working directory."""
@@ -220,9 +230,9 @@ def _plain(value: Any) -> Any:
 
 
 # No part of what a run is: the text is named first, and where it goes is everyone's own.
-UNSAID = ("texts", "out", "resume", "dry_run", "track")
+UNSAID = ("texts", "out", "resume", "dry_run", "track", "push_to", "private")
 # What may differ when a run is resumed: it changes how the run is computed, not what.
-RESUMABLE = ("resume", "dry_run", "max_steps", "micro_batch", "device", "compile", "track")
+RESUMABLE = ("resume", "dry_run", "max_steps", "micro_batch", "device", "compile", "track", "push_to", "private")
 
 # fmt: off
 PRESETS: dict[str, TrainConfig] = {

@@ -32,14 +32,22 @@ class Exporter:
 
     Args:
         about: facts that hold for the whole run and for every export of it, e.g. the hardware.
-        on_save: called with every checkpoint directory that is written.
+        on_save: called with every checkpoint directory that is written, to add to it.
+        on_saved: called with every one that is complete and in its place.
     """
 
     def __init__(
-        self, run_dir: Path, config: TrainConfig, corpus: Corpus, data: Dataset, about: dict, on_save: Callable
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        corpus: Corpus,
+        data: Dataset,
+        about: dict,
+        on_save: Callable[[Path], None],
+        on_saved: Callable[[Path], None],
     ):
         self.run_dir, self.config, self.corpus, self.data = run_dir, config, corpus, data
-        self.about, self.on_save = about, on_save
+        self.about, self.on_save, self.on_saved = about, on_save, on_saved
 
     def take_up(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The newest whole state of the run directory; where there is none it is begun, and says what it is."""
@@ -58,6 +66,7 @@ class Exporter:
             gpt2.save(stage, model, self.data.tokenizer, dtype=self.config.store, **record)
             self.add_overlap(stage)
             self.add_records(stage)
+        self.on_saved(self.run_dir / name)
 
     def finish(
         self, directory: Path, step: int, seconds: float, say: Callable, check_stop: Callable[[], None]

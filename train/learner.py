@@ -153,8 +153,11 @@ class Learner:
                 say(f"torch.compile does not work here ({problem or 'on another process'}); going on without it.")
                 self.network = self.model
         if self.processes.world > 1:
+            self.processes.begin_steps()
             with lost_others():
-                self.network = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
+                self.network = DistributedDataParallel(
+                    self.network, process_group=self.processes.group, gradient_as_bucket_view=True
+                )
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -102,18 +102,16 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear rise over warmup_steps, then down to min_learning_rate at max_steps as config.schedule says."""
+    """Linear rise over warmup_steps, then down until max_steps: cosine to min_learning_rate, wsd to zero."""
     top, warmup = config.learning_rate, min(config.warmup_steps, config.max_steps // 2)
     low = min(config.min_learning_rate, top)
     if step < warmup:
         return top * (step + 1) / warmup
     if config.schedule == "wsd":
         left = (config.max_steps - step) / max(1, config.cooldown * config.max_steps)
-        share = min(1.0, max(0.0, left))
-    else:
-        done = (step - warmup) / max(1, config.max_steps - warmup)
-        share = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return low + share * (top - low)
+        return top * min(1.0, max(0.0, left))
+    done = (step - warmup) / max(1, config.max_steps - warmup)
+    return low + 0.5 * (1 + math.cos(math.pi * min(1.0, done))) * (top - low)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

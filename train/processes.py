@@ -17,8 +17,9 @@ from torch import Tensor
 
 T = TypeVar("T")
 WORKING, DONE, STOP, FAILED = range(4)  # what processes tell each other; the highest wins
-# How long one waits for the others, who may be tokenising a large text. A process that dies is noticed at once.
-PATIENCE = timedelta(hours=12)
+# How long one waits for the others. A process that dies is noticed at once, a machine that falls silent only so. Before
+# the first step they may be tokenising a large text; after it nothing takes longer than a save to a slow disk.
+PATIENCE, PATIENCE_IN_STEPS = timedelta(hours=12), timedelta(hours=1)
 
 
 class Stopped(Exception):
@@ -46,6 +47,7 @@ class Processes:
         if self.world > 1:
             cuda = torch.cuda.is_available()
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        self.group: dist.ProcessGroup | None = None  # who agree: the group just made, until steps begin
 
     def device(self, device: torch.device) -> torch.device:
         """The device that is this process's own.
@@ -63,13 +65,18 @@ class Processes:
         torch.cuda.set_device(self.here)
         return torch.device("cuda", self.here)
 
+    def begin_steps(self) -> None:
+        """From here on nobody lets the others wait for long: who does is lost."""
+        with lost_others():
+            self.group = dist.new_group(timeout=PATIENCE_IN_STEPS)
+
     def agree(self, word: int) -> int:
         """The highest of all processes' words."""
         if self.world == 1:
             return word
         words = torch.tensor(word)
         with lost_others():
-            dist.all_reduce(words, dist.ReduceOp.MAX)
+            dist.all_reduce(words, dist.ReduceOp.MAX, group=self.group)
         return int(words)
 
     def any(self, flag: bool) -> bool:
@@ -87,7 +94,7 @@ class Processes:
         """The sum of all processes' values, everywhere."""
         if self.world > 1:
             with lost_others():
-                dist.all_reduce(value)
+                dist.all_reduce(value, group=self.group)
         return value
 
     def from_first(self, make: Callable[[], T]) -> T:

@@ -118,8 +118,9 @@ def estimate(learner: Learner, idx: Tensor, targets: Tensor) -> str:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     micro_batches = math.ceil(config.batch_size / (rows * world))
-    whole = card.duration(seconds * micro_batches * config.max_steps)
+    step = seconds * micro_batches
     return (
-        f"About {(fixed + moving) / 1e9:.1f} GB of memory for the training itself, and {seconds * micro_batches:.2g} "
-        f"seconds a step: {whole} for all, evaluations not counted. Nothing was trained."
+        f"About {max(0.1, (fixed + moving) / 1e9):.1f} GB of memory for the training itself, and "
+        f"{card.duration(step) if step >= 10 else f'{step:.2g} seconds'} a step: "
+        f"{card.duration(step * config.max_steps)} for all, evaluations not counted. Nothing was trained."
     )

@@ -47,6 +47,7 @@ def fit(
     corpus: Corpus,
     run_dir: Path,
     on_save: Callable[[Path], None] = lambda directory: None,
+    on_saved: Callable[[Path], None] = lambda directory: None,
     processes: Processes | None = None,
     say: Callable[[str], None] = print,
 ) -> Result | None:
@@ -54,7 +55,8 @@ def fit(
 
     Args:
         run_dir: gets run.json, metrics.jsonl, samples.jsonl, best/, last/ and state/.
-        on_save: called with every checkpoint directory that is written.
+        on_save: called with every checkpoint directory that is written, to add to it.
+        on_saved: called with every one that is complete and in its place.
         processes: those that share the work, and when they should stop; default: this one alone, to the end.
         say: told in a sentence what is happening.
 
@@ -86,7 +88,7 @@ def fit(
     about = {"hardware": hardware.describe(device), "precision": f"{precision.name} ({precision.reason})"}
     about |= {"processes": processes.world} if processes.world > 1 else {}
     say(setup.describe(config, corpus, data, model.config.n_parameters, about))
-    run = Run(config, data, learner, Exporter(run_dir, config, corpus, data, about, on_save))
+    run = Run(config, data, learner, Exporter(run_dir, config, corpus, data, about, on_save, on_saved))
     if config.dry_run:
         say(setup.estimate(learner, *run.batches.at(0)))
         return None

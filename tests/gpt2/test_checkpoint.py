@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import tokenizers
 import torch
@@ -20,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import gpt2
 from gpt2 import CheckpointError, SamplingParams, checkpoint
-from gpt2.checkpoint import HUB_FILES, NEEDED, WEIGHTS
 from gpt2.config import ACCEPTED
+from gpt2.files import NEEDED, WEIGHTS
 
 FILES = {
     "config.json",
@@ -657,188 +654,3 @@ def test_a_tokenizer_json_of_another_kind_is_refused(directory):
         (directory / ours).unlink()
     words.save(str(directory / "tokenizer.json"))
     assert "tokenizer.json" in refusal(directory)
-
-
-# The Hub
-
-
-SHA, OTHER_SHA = "a" * 40, "b" * 40
-
-
-def fill_cache(cache: Path, source: Path, repo_id: str = "user/repo", sha: str = SHA, ref: str | None = "main") -> Path:
-    """Lay source down as huggingface_hub caches a commit."""
-    repo = cache / f"models--{repo_id.replace('/', '--')}"
-    shutil.copytree(source, repo / "snapshots" / sha)
-    if ref:
-        (repo / "refs").mkdir(exist_ok=True)
-        (repo / "refs" / ref).write_text(sha, encoding="ascii")
-    return repo / "snapshots" / sha
-
-
-@pytest.fixture
-def hub_cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "hub"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as load() asks of: one repository, two commits."""
-
-    repo: Path
-    commits = {"main": SHA, "v1": OTHER_SHA, SHA: SHA, OTHER_SHA: OTHER_SHA}
-    asked: list[str]
-
-    def answer(self, code: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(code)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        self.asked.append(path)
-        commit = self.commits.get(path.rpartition("/revision/")[2] if "/revision/" in path else "main")
-        if path.startswith("/api/models/user/repo/tree/"):
-            files = [
-                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": p.name}
-                for p in sorted(self.repo.iterdir())
-            ]
-            self.answer(200, json.dumps(files).encode(), Content_Type="application/json")
-        elif path.startswith("/api/models/user/repo") and commit:
-            files = [{"rfilename": p.name} for p in sorted(self.repo.iterdir())]
-            body = json.dumps({"id": "user/repo", "sha": commit, "siblings": files}).encode()
-            self.answer(200, body, Content_Type="application/json")
-        elif path.startswith("/user/repo/resolve/"):
-            commit, name = path.removeprefix("/user/repo/resolve/").split("/")
-            body = (self.repo / name).read_bytes()
-            self.answer(200, body, ETag=f'"{name}"', X_Repo_Commit=commit)
-        else:
-            missing = "RevisionNotFound" if path.startswith("/api/models/user/repo") else "RepoNotFound"
-            self.answer(404, X_Error_Code=missing, X_Error_Message="not here")
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(tiny_checkpoint, hub_cache, monkeypatch) -> Iterator[type[Hub]]:
-    handler = type("OurHub", (Hub,), {"repo": tiny_checkpoint, "asked": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    for name, value in {"HF_HUB_OFFLINE": False, "ENDPOINT": url, "HF_HUB_DISABLE_XET": True}.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
-    monkeypatch.setattr(
-        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    huggingface_hub.close_session()
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
-    huggingface_hub.close_session()
-
-
-def test_a_hub_id_is_downloaded_and_its_commit_known(hub, tiny_model):
-    found = gpt2.find("user/repo")
-    assert (found.name, found.sha) == ("user/repo", SHA)
-    assert same_weights(gpt2.load("user/repo")[0], tiny_model)
-
-
-def test_a_revision_is_asked_for_by_name(hub):
-    found = gpt2.find("user/repo@v1")
-    assert (found.name, found.sha) == ("user/repo@v1", OTHER_SHA)
-    assert all(OTHER_SHA in path for path in hub.asked if "/resolve/" in path)
-
-
-def test_only_the_files_we_read_are_downloaded(hub, tiny_checkpoint, tmp_path):
-    hub.repo = shutil.copytree(tiny_checkpoint, tmp_path / "repo")
-    (hub.repo / "pytorch_model.bin").write_bytes(b"a pickle")
-    (hub.repo / "code.py").write_text("print('hello')", encoding="utf-8")
-    found = gpt2.find("user/repo")
-    assert {p.name for p in found.directory.iterdir()} <= set(HUB_FILES)
-
-
-def test_a_repository_without_safetensors_is_refused_before_the_download(hub, tmp_path):
-    hub.repo = tmp_path / "repo"
-    hub.repo.mkdir()
-    (hub.repo / "pytorch_model.bin").write_bytes(b"a pickle")
-    assert f"on the Hub has no {WEIGHTS}, only a pickle" in refusal("user/repo")
-    assert not any("/resolve/" in path for path in hub.asked)
-
-
-@pytest.mark.parametrize("name", ["user/other", "user/repo@v2"])
-def test_what_the_hub_does_not_have_is_never_replaced_by_another(hub, hub_cache, tiny_checkpoint, name):
-    fill_cache(hub_cache, tiny_checkpoint)
-    assert "HF_TOKEN" in refusal(name)
-
-
-def test_a_hub_that_says_nothing_is_replaced_by_its_cache(hub, hub_cache, tiny_checkpoint, monkeypatch):
-    fill_cache(hub_cache, tiny_checkpoint, sha="c" * 40)
-    monkeypatch.setattr(checkpoint, "HUB_TIMEOUT", 0.2)
-    answer, given_up = hub.do_GET, threading.Event()
-
-    def answer_late(self):
-        given_up.wait(5)
-        answer(self)
-
-    hub.do_GET = answer_late
-    try:
-        assert gpt2.find("user/repo").sha == "c" * 40
-    finally:
-        given_up.set()
-
-
-@pytest.mark.parametrize("code", [401, 403, 429, 500, 503])
-def test_a_hub_that_refuses_is_replaced_by_its_cache(hub, hub_cache, tiny_checkpoint, code):
-    fill_cache(hub_cache, tiny_checkpoint, sha="c" * 40)
-    hub.do_GET = lambda self: self.answer(code)
-    assert gpt2.find("user/repo").sha == "c" * 40
-
-
-@pytest.mark.parametrize("code", [401, 403, 404, 429, 500])
-def test_a_hub_that_refuses_what_is_not_cached_is_quoted_in_a_sentence(hub, code):
-    hub.do_GET = lambda self: self.answer(code)
-    assert "HF_TOKEN" in refusal("user/repo")
-
-
-def test_offline_the_cache_is_used_and_its_commit_known(hub_cache, tiny_checkpoint, tiny_model):
-    snapshot = fill_cache(hub_cache, tiny_checkpoint)
-    assert gpt2.find("user/repo") == checkpoint.Found(snapshot, "user/repo", SHA)
-    assert same_weights(gpt2.load("user/repo")[0], tiny_model)
-
-
-def test_offline_a_cached_revision_is_the_one_that_is_named(hub_cache, tiny_checkpoint):
-    fill_cache(hub_cache, tiny_checkpoint)
-    fill_cache(hub_cache, tiny_checkpoint, sha=OTHER_SHA, ref="v1")
-    assert [gpt2.find(f"user/repo@{name}").sha for name in ("v1", OTHER_SHA, "main")] == [OTHER_SHA, OTHER_SHA, SHA]
-
-
-@pytest.mark.parametrize("name", ["user/other", "other/repo", "user/repo@v2", f"user/repo@{OTHER_SHA}"])
-def test_offline_another_model_is_never_returned(hub_cache, tiny_checkpoint, name):
-    fill_cache(hub_cache, tiny_checkpoint)
-    assert "cache" in refusal(name)
-
-
-def test_a_name_that_the_hub_can_not_have_is_refused(hub_cache):
-    assert "not a valid Hub id" in refusal("user/.repo--x")
-
-
-def test_a_directory_here_comes_before_the_hub(hub_cache, tiny_checkpoint, tmp_path):
-    fill_cache(hub_cache, tiny_checkpoint)
-    shutil.copytree(tiny_checkpoint, tmp_path / "user" / "repo")
-    assert gpt2.find("user/repo").sha is None
-
-
-def test_a_process_without_network_finds_the_cache_below_hf_home(run_python, tiny_checkpoint, tmp_path):
-    fill_cache(tmp_path / "hub", tiny_checkpoint)
-    code = "import gpt2; print(gpt2.find('user/repo').sha); gpt2.load('user/repo'); gpt2.load('user/other')"
-    done = run_python("-c", code, HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
-    assert done.stdout == f"{SHA}\n"
-    assert "CheckpointError: no directory 'user/other' here" in done.stderr.splitlines()[-1]

@@ -141,6 +141,31 @@ def test_a_format_that_is_asked_for_is_used(machine, name):
     assert training_precision(CUDA, name).dtype == inference_dtype(CUDA, name) == getattr(torch, name)
 
 
+@pytest.mark.parametrize(
+    ("device", "flags", "version", "n_parameters", "chosen"),
+    [
+        (CPU, "avx512f avx512_vnni", "2.13.0+cpu", 124_000_000, "int8"),
+        (CPU, "avx512f avx512_vnni", "2.13.0+cpu", 8_000_000, "float32"),  # stays in the caches
+        (CPU, "avx512f avx512_vnni", "2.12.1", 124_000_000, "float32"),
+        (CPU, "avx512f avx2", "2.13.0+cpu", 124_000_000, "float32"),
+        (MPS, "avx512_vnni", "2.13.0", 124_000_000, "float32"),
+    ],
+)
+def test_int8_is_chosen_by_what_there_is_and_by_no_clock(
+    machine, monkeypatch, device, flags, version, n_parameters, chosen
+):
+    machine(flags=flags)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    assert inference_dtype(device, "auto", n_parameters) == getattr(torch, chosen)
+
+
+def test_int8_is_for_the_cpu_whatever_cpu_it_is(machine):
+    machine(flags="")
+    assert inference_dtype(CPU, "int8") == torch.int8
+    with pytest.raises(ValueError, match="int8 runs on the CPU only"):
+        inference_dtype(CUDA, "int8")
+
+
 @pytest.mark.parametrize("name", ["int3", "fp16", "", "double", "float64"])
 def test_an_unknown_format_is_answered_with_the_known_ones(name):
     for choose in (training_precision, inference_dtype):

@@ -182,6 +182,18 @@ def test_a_token_that_was_filtered_out_is_never_drawn():
     assert [draw(probabilities, u) for u in (0.0, 0.2499, 0.25, 0.9, below_one)] == [1, 1, 3, 3, 3]
 
 
+def test_what_top_k_leaves_is_drawn_from_as_if_nothing_had_been_left_out():
+    """sample() looks at k numbers after top-k; here all of them stay in the row to the end."""
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        logits = 3 * torch.randn(300, generator=generator)
+        params = SamplingParams(top_k=1 + seed, temperature=0.9, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
+        same = torch.Generator().manual_seed(seed)
+        kept = filtered(logits, [1, 2], **{name: getattr(params, name) for name in EVERYTHING})
+        expected = draw(kept.softmax(0), float(torch.rand((), generator=same, dtype=torch.float64)))
+        assert sample(logits, params, [1, 2], torch.Generator().manual_seed(seed)) == expected
+
+
 def test_a_draw_takes_one_number_and_a_greedy_choice_none():
     logits = torch.randn(300, generator=torch.Generator().manual_seed(0))
     used, counted = (torch.Generator().manual_seed(1) for _ in range(2))

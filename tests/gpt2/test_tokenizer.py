@@ -335,6 +335,14 @@ def merge_what_is_no_token(directory: Path) -> None:
     write_merges(directory, "t h", "th e", "a n", "an d", "o u", "in g")
 
 
+def merge_what_was_merged_before(directory: Path) -> None:
+    """ "ab" comes first, so "bc" never meets the "a": transformers gives "abc" two ids, tiktoken one."""
+    gpt2.Tokenizer([(b"a", b"b"), (b"b", b"c")]).save(directory)
+    vocab = read_vocab(directory)
+    write_vocab(directory, {**vocab, "abc": 258, ENDOFTEXT: 259})
+    write_merges(directory, "a b", "b c", "a bc")
+
+
 def merge_three(directory: Path) -> None:
     write_merges(directory, "t h e")
 
@@ -375,6 +383,7 @@ def write_what_is_not_utf8(directory: Path) -> None:
         (leave_the_byte_alphabet_in_a_merge, "byte alphabet"),
         (add_a_token_that_no_merge_makes, "7 merged tokens, but 6 merges"),
         (merge_what_is_no_token, "do not rise"),
+        (merge_what_was_merged_before, "no text ever gets the token b'abc'"),
         (merge_three, "merges.txt, line 2"),
         (write_fractions, "whole numbers"),
         (write_truth, "whole numbers"),
@@ -405,6 +414,26 @@ def test_a_huge_file_is_refused_before_it_is_read(saved, name, monkeypatch):
     monkeypatch.setattr(Path, "read_text", read_text)
     with pytest.raises(ValueError, match=f"{name} is larger than 64 MB"):
         gpt2.Tokenizer.from_directory(saved)
+
+
+@given(data=st.data())
+def test_a_vocabulary_is_refused_exactly_where_its_merges_do_not_make_a_token_from_its_bytes(data):
+    """And one that is not gives every text the ids that the listed merges give, as transformers applies them."""
+    tokens, merges = [b"a", b"b", b"c"], []
+    for _ in range(data.draw(st.integers(1, 7))):
+        pair = data.draw(st.tuples(st.sampled_from(tokens), st.sampled_from(tokens)))
+        if pair[0] + pair[1] not in tokens:
+            merges.append(pair)
+            tokens.append(pair[0] + pair[1])
+    pairs = [(left.decode(), right.decode()) for left, right in merges]
+    theirs = tokenizers.Tokenizer(models.BPE({token.decode(): i for i, token in enumerate(tokens)}, pairs))
+    if not all(theirs.encode(token.decode()).tokens == [token.decode()] for token in tokens):
+        with pytest.raises(ValueError, match="no text ever gets the token"):
+            gpt2.Tokenizer(merges)
+        return
+    ours = gpt2.Tokenizer(merges)
+    text = data.draw(st.text("abc", max_size=40))
+    assert [ours.token_bytes(i).decode() for i in ours.encode(text)] == theirs.encode(text).tokens
 
 
 def test_a_vocabulary_without_the_version_line_and_with_crlf_is_read(saved, tiny_tokenizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import shutil
 import signal
@@ -232,6 +233,32 @@ def test_the_bundled_checkpoint_answers_where_the_hub_has_nothing(tmp_path):
         [info] = running.call("model_info", [])["complete"]
         assert info["name"] == gpt2.BUNDLED.name and info["fallback"] and "no-such/repo" in info["notice"]
         assert running.call("generate", GOOD)["complete"]
+
+
+@pytest.mark.slow
+def test_a_silent_hub_keeps_the_first_visitor_waiting_for_a_few_seconds_only(hub, tmp_path):
+    """From `python app.py` to the first answer, with nothing in the Hub's cache: 12 s where a start takes 6."""
+
+    def first_answer(**env: str) -> float:
+        started = time.monotonic()
+        with serve(tmp_path, MODEL_ID="ada/x", MODEL_REVISION="v1", **hub.env(None, tmp_path / "home") | env) as page:
+            client = Client(page.url, verbose=False, analytics_enabled=False)
+            assert client.predict("ROMEO:", max_new_tokens=5, api_name="/generate")
+            seconds, info = time.monotonic() - started, client.predict(api_name="/model_info")
+        assert info["name"] == gpt2.BUNDLED.name
+        assert ("HF_HUB_OFFLINE is set" if env else "the Hub said nothing for 4 seconds") in info["notice"]
+        return seconds
+
+    hub.fail("*", "", kind="silent", times=math.inf)
+    assert first_answer() < 6 + max(6, 1.3 * first_answer(HF_HUB_OFFLINE="1"))
+
+
+def test_the_page_shows_the_commit_of_a_model_from_the_hub(hub, tiny_checkpoint, tmp_path):
+    repo = hub.repo("ada/x")
+    repo.commit({path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()})
+    with serve(tmp_path, **hub.env(None, tmp_path / "home"), MODEL_ID="ada/x") as running:
+        assert f"Revision {repo.head[:8]}." in urllib.request.urlopen(running.url + "/config").read().decode()
+        assert not running.call("model_info", [])["complete"][0]["fallback"]
 
 
 def test_it_starts_as_a_space_does_and_only_there_answers_other_machines(running, checkpoint, tmp_path):

@@ -57,9 +57,9 @@ def test_the_rate_never_exceeds_its_highest_and_reaches_its_end():
     assert rates[50] == config.min_learning_rate
 
 
-def test_wsd_stays_at_the_top_and_falls_in_a_line_at_the_end():
+def test_wsd_stays_at_the_top_and_falls_in_a_line_to_zero():
     config = replace(preset("tiny"), schedule="wsd", cooldown=0.25, warmup_steps=10, max_steps=100)
-    config = replace(config, learning_rate=1.0, min_learning_rate=0.0)
+    config = replace(config, learning_rate=1.0, min_learning_rate=0.1)  # which is cosine's
     rates = [optimizer.learning_rate(step, config) for step in range(101)]
     assert rates[9:76] == [1.0] * 67
     assert rates[75:] == pytest.approx([(100 - step) / 25 for step in range(75, 101)])

@@ -145,6 +145,29 @@ def test_a_process_that_dies_ends_the_run_with_a_sentence_and_a_state(tmp_path, 
     finished(launch(1, "--resume", "--out", "run", "--max-steps", str(step + 2)))
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_process_that_falls_silent_is_not_waited_for_without_end(tmp_path, launch):
+    """As when a machine loses its power or its network: nobody closes the connection."""
+    code = """
+import sys
+from datetime import timedelta
+from train import processes
+from train.__main__ import main
+processes.PATIENCE_IN_STEPS = timedelta(seconds=20)
+sys.exit(main())
+"""
+    (tmp_path / "hasty.py").write_text(code, encoding="utf-8")
+    flags = ("my.txt", *FLAGS, "--max-steps", "100000", "--patience", "0", "--out", "run")
+    process = launch(2, *flags, program=("hasty.py",))
+    wait_for_step(tmp_path / "run", 3)
+    os.kill(ranks_of(process)[1], signal.SIGSTOP)
+    said = process.communicate(timeout=180)[0]  # torchrun gives the silent one half a minute more
+    assert process.returncode != 0
+    assert "error: process 0 of 2 lost the others" in said, said
+    assert state.load_facts(tmp_path / "run" / "state")["step"] >= 3
+
+
 def test_machines_with_different_texts_do_not_train_together(tmp_path, launch):
     """The first process finds one text under the name, the second another."""
     code = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import gpt2
-from train import state
+from train import state, trainer
 from train.__main__ import resumed
 from train.journal import read_jsonl
 from train.processes import Processes, Stopped
@@ -125,6 +126,17 @@ def test_a_cut_off_state_gives_way_to_the_one_before(tmp_path, corpus, long, und
 
 def test_no_more_states_are_kept_than_a_resume_needs(undisturbed):
     assert [path.stem for path in sorted((undisturbed / "state").iterdir())] == ["000030", "000040"]
+
+
+def test_a_state_is_saved_by_time_too_where_evaluations_are_far_apart(tmp_path, corpus, long, undisturbed, monkeypatch):
+    """A clock that is two minutes further at every look makes ten minutes of five steps."""
+    saved, save, clock = [], state.save_state, itertools.count(0, 120)
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(state, "save_state", lambda *args: (saved.append(args[1]), save(*args)))
+    fit(long, corpus, tmp_path / "run", say=lambda _: None)
+    between = [step for step in saved if step % long.eval_every]
+    assert len(between) == len(set(between)) >= 2
+    assert_same_run(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows limits no file sizes")

@@ -8,8 +8,10 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import gpt2
+from page.served import load_or_fall_back
 from train.__main__ import main, parse
 from train.dataset import prepare
 from train.journal import read_jsonl
@@ -84,11 +86,27 @@ def test_fine_tuning_runs_to_a_checkpoint_and_can_be_resumed(tmp_path, tiny_chec
     assert gpt2.load(out, "cpu")[0].config.n_embd == 32
 
 
+def test_a_checkpoint_in_gpt2s_own_old_layout_is_fine_tuned_and_served(tmp_path, tiny_checkpoint):
+    """openai-community/gpt2 has no prefix before its names, and brings the causal masks along."""
+    old = shutil.copytree(tiny_checkpoint, tmp_path / "old")
+    tensors = {name.removeprefix("transformer."): t for name, t in load_file(old / "model.safetensors").items()}
+    tensors |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 16, 16).tril() for layer in range(2)}
+    save_file(tensors, old / "model.safetensors", {"format": "pt"})
+    (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 100, encoding="utf-8")
+    out = tmp_path / "run"
+    flags = ["--out", str(out), "--device", "cpu", "--max-steps", "2", "--eval-every", "2", "--result", "last"]
+    assert main([str(tmp_path / "my.txt"), "--init-from", str(old), "--learning-rate", "0", *flags]) == 0
+    theirs = load_file(out / "last" / "model.safetensors")  # with a rate of zero, what it began with
+    assert all(theirs[f"transformer.{name}"].equal(t) for name, t in tensors.items() if "attn.bias" not in name)
+    served = load_or_fall_back(str(old), "")  # what the page does with MODEL_ID
+    assert (served.name, served.notice) == ("old", None)
+
+
 def test_a_dry_run_says_what_it_would_take_and_writes_nothing(tmp_path, capsys):
     (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 100, encoding="utf-8")
     out = tmp_path / "run"
     assert main([str(tmp_path / "my.txt"), "--preset", "tiny", "--out", str(out), "--device", "cpu", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"million parameters on my: [\d,]+ tokens, 200 steps of 1,024, [\d.]+ times", said)
-    assert re.search(r"About [\d.]+ GB of memory .* seconds a step", said)
+    assert re.search(r"About [\d.]+ GB of memory .* and [\d.]+ (seconds|minutes) a step: \d+ \w+ for all", said)
     assert not out.exists()

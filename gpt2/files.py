@@ -1,0 +1,83 @@
+"""The files of a checkpoint directory: their names, how large they may be, how JSON among them is read, what is wrong
+with one that can not be used.
+
+Knows nothing of models, nor of where a directory comes from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = "model.safetensors"
+NEEDED = ("config.json", WEIGHTS, "vocab.json", "merges.txt")
+MAX_JSON = 16 * 2**20  # bytes of a JSON file that we are willing to parse
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can not be used, in one sentence with the way out."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a checkpoint lies."""
+
+    directory: Path
+    name: str  # as it was asked for
+    sha: str | None = None  # the Hub commit, None for a local directory
+
+
+def read_json(path: Path) -> Any:
+    """Parse one JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: where it is missing, too large or not JSON.
+    """
+    check_file(path, MAX_JSON)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download or save it again.") from error
+
+
+def check_file(path: Path, max_bytes: int | None = None) -> None:
+    """See that a file of a checkpoint is there, is no larger than it may be and no git-lfs pointer.
+
+    Raises:
+        CheckpointError: where it is not so.
+    """
+    if not path.is_file():
+        if path.name == WEIGHTS and path.parent.is_dir():
+            raise CheckpointError(f"{path.parent} {lack(os.listdir(path.parent))}")
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}, so it is not a whole checkpoint: it needs {', '.join(NEEDED)}."
+        )
+    if max_bytes is not None and path.stat().st_size > max_bytes:
+        raise CheckpointError(f"{path} is larger than {max_bytes / 2**20:.0f} MB; that is no {path.name}.")
+    with path.open("rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise CheckpointError(
+                f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull`, or download it from the Hub."
+            )
+
+
+def lack(files: Collection[str]) -> str | None:
+    """What a directory of these files lacks to be a checkpoint: the end of a sentence, with the way out."""
+    way_out = "load it with transformers once and save_pretrained(DIR, max_shard_size='100GB')."
+    if WEIGHTS not in files and f"{WEIGHTS}.index.json" in files:
+        return f"has no {WEIGHTS}: it is cut into shards; {way_out}"
+    if WEIGHTS not in files and any(name.startswith("pytorch_model") for name in files):
+        return f"has no {WEIGHTS}, only a pickle, which could run any code and is never opened; {way_out}"
+    for name in (WEIGHTS, "config.json"):
+        if name not in files:
+            return f"has no {name}, so it is not a whole checkpoint: it needs {', '.join(NEEDED)}."
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= set(files):
+        return (
+            "has neither vocab.json and merges.txt nor tokenizer.json: only byte-level BPE, GPT-2's kind of tokenizer, "
+            "is read."
+        )
+    return None

@@ -1,0 +1,118 @@
+"""gpt2/quantize.py: eight bits that say nearly what thirty-two did, in any company, or a sentence why not."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gpt2
+from gpt2 import checkpoint, quantize
+from gpt2.quantize import Int8, dtype_of, quantized, why_not
+
+EXTREMES = [[0.0] * 40, [5.0] * 40, [-7.0] + [7.0] * 39, [1e-20] * 40, [100.0, -100.0] * 20, [3.0, 3.0001] * 20]
+
+
+@pytest.fixture
+def int8_model(tiny_checkpoint):
+    return gpt2.load(tiny_checkpoint, "cpu", "int8")[0]
+
+
+def layer(n_in: int = 40, n_out: int = 24) -> tuple[Int8, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(n_out, n_in, generator=generator), torch.randn(n_out, generator=generator)
+    weight[0], weight[1] = 0, 1
+    return Int8(weight, bias), weight, bias
+
+
+def test_it_is_what_floating_point_makes_of_the_same_eight_bits():
+    x = torch.cat([torch.randn(30, 40, generator=torch.Generator().manual_seed(1)), torch.tensor(EXTREMES)])
+    int8, _, _ = layer()
+    torch.testing.assert_close(int8(x), int8.emulate(x), atol=1e-3, rtol=1e-6)
+    assert int8(x.view(3, 12, 40)).shape == (3, 12, 24)
+
+
+def test_it_is_close_to_the_product_that_was_rounded():
+    x = torch.randn(200, 40, generator=torch.Generator().manual_seed(1))
+    int8, weight, bias = layer()
+    expected = F.linear(x, weight, bias)
+    assert (int8(x) - expected).std() < 0.01 * expected.std()
+
+
+def test_no_row_depends_on_the_rows_beside_it_not_even_in_its_last_bit():
+    x = torch.randn(33, 768, generator=torch.Generator().manual_seed(1))
+    int8 = Int8(torch.randn(1001, 768, generator=torch.Generator().manual_seed(2)))
+    together = int8(x)
+    for first, last in ((0, 1), (5, 6), (3, 7), (0, 16), (32, 33)):
+        assert torch.equal(int8(x[first:last]), together[first:last])
+
+
+def test_the_largest_products_are_not_cut_off():
+    """255 * 127 * 2 does not fit into 16 bits, in which some instructions would add it."""
+    if reason := why_not():
+        pytest.skip(reason)
+    x, weight = torch.full((5, 3072), 3.0), torch.ones(16, 3072)
+    x[:, 0] = -2
+    torch.testing.assert_close(Int8(weight)(x), F.linear(x, weight), atol=1e-2, rtol=1e-5)
+
+
+def test_a_model_scores_as_its_emulation_and_nearly_as_in_float32(int8_model, tiny_model, monkeypatch):
+    idx = torch.tensor([[1, 2, 3, 4, 5, 6, 7]])
+    scores, exact = int8_model(idx)[0], tiny_model(idx)[0]
+    monkeypatch.setattr(Int8, "forward", Int8.emulate)
+    torch.testing.assert_close(scores, int8_model(idx)[0], atol=1e-3, rtol=0)
+    assert (scores - exact).std() < 0.03 * exact.std()
+
+
+def test_no_weight_is_kept_in_float32_but_what_is_looked_up(int8_model):
+    large = [name for name, p in int8_model.named_parameters() if p.dim() > 1]
+    assert large == ["transformer.wte.weight", "transformer.wpe.weight"]
+    assert dtype_of(int8_model) == "int8"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_models_are_called_by_the_format_of_their_weights(tiny_checkpoint, dtype):
+    assert dtype_of(gpt2.load(tiny_checkpoint, "cpu", dtype)[0]) == dtype
+
+
+def test_what_has_no_large_weight_stays_as_it_is():
+    norm = torch.nn.LayerNorm(3)
+    assert quantized(norm) is norm
+
+
+def test_alone_and_in_company_it_writes_the_same(int8_model, tiny_tokenizer):
+    wishes = [("the land"[: 1 + seed % 8], gpt2.SamplingParams(max_new_tokens=25, seed=seed)) for seed in range(24)]
+    with gpt2.Engine(int8_model, tiny_tokenizer) as engine:
+        requests = [engine.submit(*wish) for wish in wishes]
+        texts = ["".join(request) for request in requests]
+    assert texts == ["".join(gpt2.generate(int8_model, tiny_tokenizer, *wish)) for wish in wishes]
+
+
+def test_an_int8_model_refuses_to_be_saved(int8_model, tiny_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="load it with dtype='float32'"):
+        gpt2.save(tmp_path / "x", int8_model, tiny_tokenizer)
+
+
+def cut_off(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The product as instructions without VNNI compute it: pairs are added in 16 bits."""
+    pairs = (a.long().unsqueeze(2) * b.long().unsqueeze(0)).unflatten(1, (-1, 2)).sum(2)  # (M, K / 2, N)
+    return pairs.clamp(-(2**15), 2**15 - 1).sum(1).int()
+
+
+def missing(a, b):
+    raise NotImplementedError("Could not run 'aten::_int_mm'\nand much more")
+
+
+@pytest.mark.parametrize(("product", "reason"), [(cut_off, "wrong by"), (missing, "no int8 product")])
+def test_a_wrong_or_missing_product_is_found_and_float32_used_with_a_sentence(
+    monkeypatch, caplog, tiny_checkpoint, product, reason
+):
+    monkeypatch.setattr(torch, "_int_mm", product)
+    monkeypatch.setattr(checkpoint, "why_not", quantize.why_not.__wrapped__)
+    with caplog.at_level(logging.WARNING):
+        model, _ = gpt2.load(tiny_checkpoint, "cpu", "int8")
+    assert dtype_of(model) == "float32"
+    (record,) = caplog.records
+    assert reason in record.getMessage() and "\n" not in record.getMessage()
