@@ -120,10 +120,10 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
         else:
             prompt, params = checked(prompt, values)
             samples = number(SAMPLES, samples)
-        kind = kind if kind in share.LANGUAGES else next(iter(share.LANGUAGES))
+        kind = kind if kind in share.KINDS else share.KINDS[0]
         return (
             share.link(served, str(address), prompt, params, samples),
-            gr.Code(share.code(served, str(address), kind, prompt, params), language=share.LANGUAGES[kind]),
+            share.code(served, str(address), kind, prompt, params),
         )
 
     def restore(request: gr.Request):
@@ -150,6 +150,7 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
                 stop = gr.Button("Stop", elem_id="stop")
                 others = [gr.Button(name, elem_id=name.lower()) for name in ("Continue", "Regenerate", "Undo")]
             status = gr.HTML(
+                "Begin a text above, take an example from below, or just press Generate.",
                 # Gradio fills a template in place, so the line stays the one that is announced.
                 html_template='<p role="status" aria-live="polite">${value}</p>',
                 js_on_load=script("status.js"),
@@ -184,8 +185,8 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
             interactive=False,
             elem_id="link",
         )
-        kind = gr.Radio(list(share.LANGUAGES), value=next(iter(share.LANGUAGES)), label="The same from code")
-        code = gr.Code(label="Code", language="python", interactive=False, elem_id="code")
+        kind = gr.Radio(share.KINDS, value=share.KINDS[0], label="The same from code")
+        code = gr.Textbox(label="Code", lines=12, max_lines=24, buttons=["copy"], interactive=False, elem_id="code")
         address = gr.Textbox(visible=False)
     pages = gr.State(())
 

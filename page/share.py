@@ -19,18 +19,21 @@ from page.served import Served
 from page.writing import SAMPLES, SETTINGS, number, words
 
 MAX_LINK = 6000  # characters; servers and messengers cut longer addresses
-LANGUAGES = {"Python, transformers": "python", "Python, this page": "python", "curl, this page": "shell"}
+KINDS = ["Python, transformers", "Python, this page", "curl, this page"]
 
 
 def settings_of(params: gpt2.SamplingParams) -> dict[str, int | float]:
     return {setting.name: getattr(params, setting.name) for setting in SETTINGS}
 
 
+def identity(served: Served) -> dict[str, str]:
+    """What must be the same for the same request to write the same text."""
+    return {"model": served.name, "sha": served.sha or "", "dtype": served.dtype}
+
+
 def link(served: Served, address: str, prompt: str, params: gpt2.SamplingParams, samples: int = 1) -> str:
     """The address that restores a request; a sentence where it would be too long."""
-    request = {"prompt": prompt, **settings_of(params), "samples": samples, "model": served.name}
-    if served.sha:
-        request["sha"] = served.sha
+    request = {"prompt": prompt, **settings_of(params), "samples": samples, **identity(served)}
     found = f"{address}?{urlencode(request)}"
     return found if len(found) <= MAX_LINK else "This prompt is too long for a link."
 
@@ -51,15 +54,17 @@ def restored(served: Served, query: Mapping[str, str]) -> tuple[str, list[int | 
         except (gr.Error, ValueError, RecursionError):
             values.append(setting.default)
             notes.append(f"{setting.label} is not what this page accepts; it has its usual value.")
-    made_with = query.get("model", ""), query.get("sha", "")
-    if made_with != (served.name, served.sha or ""):
+    here = identity(served)
+    if any(query.get(key, "") != here[key] for key in ("model", "sha")):
         notes.append("It was made with another checkpoint than the one loaded here: the text will be another.")
+    elif query.get("dtype", "") != here["dtype"]:
+        notes.append("It was made on a machine that computes in another number format: the text may be another.")
     notes.insert(0, "This link has set the prompt and the settings; Generate writes the text.")
     return prompt, values, " ".join(notes)
 
 
 def code(served: Served, address: str, kind: str, prompt: str, params: gpt2.SamplingParams) -> str:
-    """The same request in one of LANGUAGES."""
+    """The same request in one of KINDS."""
     values = settings_of(params)
     if kind == "curl, this page":
         body = shlex.quote(json.dumps({"prompt": prompt, **values}))

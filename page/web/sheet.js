@@ -13,7 +13,7 @@ const draw = () => {
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
     while (box.children.length > sheets.length) box.lastChild.remove();
     sheets.forEach(({ title, parts }, i) => {
-        const sheet = box.children[i] ?? box.appendChild(make("article", {}, make("h3"), make("p")));
+        const sheet = box.children[i] ?? box.appendChild(make("article", {}, make("h2"), make("p")));
         const [heading, text] = sheet.children;
         heading.hidden = !title;
         grow(heading, title);

@@ -65,7 +65,7 @@ def test_two_checkpoints_write_with_one_seed_and_the_difference_is_marked(open_p
     page.get_by_role("button", name="Write both").click()
     wait(page, lambda: "With seed" in page.locator("#compare_status p").text_content())
     page.locator("#compare mark").first.wait_for()
-    assert page.locator("#compare h3").all_text_contents() == [
+    assert page.locator("#compare h2").all_text_contents() == [
         "endless, 2.50 bits per byte",
         "endless, last, 2.50 bits per byte",
     ]
