@@ -93,10 +93,10 @@ def code(served: Served, address: str, kind: str, prompt: str, params: gpt2.Samp
     how = {"max_new_tokens": params.max_new_tokens, "do_sample": not params.greedy, **values}
     arguments = "".join(f"    {name}={value!r},\n" for name, value in how.items())
     return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed\n\n"
+        "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"model = AutoModelForCausalLM.from_pretrained({where!r}{revision})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({where!r}{revision})\n"
-        f"set_seed({seed})  # repeatable, but transformers draws other numbers than this page\n"
+        f"torch.manual_seed({seed})  # repeatable, but transformers draws other numbers than this page\n"
         f"inputs = tokenizer({prompt or '<|endoftext|>'!r}, return_tensors='pt')\n"
         f"outputs = model.generate(\n    **inputs,\n{arguments})\n"
         "print(tokenizer.decode(outputs[0], skip_special_tokens=True))\n"

@@ -277,7 +277,7 @@ def test_the_same_request_is_shown_as_code(open_page):
     page = open_page()
     generate(page, INJECTIONS, max_tokens=7)
     page.get_by_text("Share it, use it from code", exact=True).click()
-    for kind, word in (("transformers", "set_seed"), ("Python, this page", "gradio_client"), ("curl", "curl -s")):
+    for kind, word in (("transformers", "manual_seed"), ("Python, this page", "gradio_client"), ("curl", "curl -s")):
         page.get_by_label(kind).check()
         wait(page, lambda word=word: word in page.locator("#code textarea").input_value())
         assert "window.hacked" in page.locator("#code textarea").input_value()
