@@ -128,7 +128,7 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
     status = gr.HTML(
         html_template='<p role="status" aria-live="polite">${value}</p>', elem_id="compare_status", elem_classes="plain"
     )
-    paper = sheet("compare", "Both texts", "Two texts appear here, side by side.")
+    paper = sheet("compare", "Both texts", "Two texts appear here, side by side.", follow=True)
     writing = gr.on(
         [start.click, prompt.submit],
         respond,

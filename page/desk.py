@@ -60,10 +60,16 @@ def widget(setting: Setting) -> gr.Slider | gr.Number:
     )
 
 
-def sheet(elem_id: str, label: str, empty: str) -> gr.HTML:
-    """An empty sheet; its value is that of shown(). The template holds our own words only, never a visitor's."""
+def sheet(elem_id: str, label: str, empty: str, follow: bool = False) -> gr.HTML:
+    """An empty sheet; its value is that of shown(). The template holds our own words only, never a visitor's.
+
+    Args:
+        follow: whether it scrolls with a text that grows.
+    """
+    extra = "data-follow" if follow else ""
+    attributes = f'class="sheet" role="region" aria-label="{label}" tabindex="0" data-empty="{empty}" {extra}'
     return gr.HTML(
-        html_template=f'<div class="sheet" role="region" aria-label="{label}" tabindex="0" data-empty="{empty}"></div>',
+        html_template=f"<div {attributes}></div>",
         js_on_load=script("sheet.js"),
         elem_id=elem_id,
         apply_default_css=False,
@@ -157,7 +163,7 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
                 elem_id="status",
                 apply_default_css=False,
             )
-            paper = sheet("sheet", "The text", "What the model writes appears here.")
+            paper = sheet("sheet", "The text", "What the model writes appears here.", follow=True)
             gr.HTML(
                 "<kbd>Ctrl</kbd> or <kbd>Cmd</kbd> + <kbd>Enter</kbd> generates, <kbd>Esc</kbd> stops.",
                 elem_id="keys",
