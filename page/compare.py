@@ -19,7 +19,7 @@ import gradio as gr
 import gpt2
 from page.desk import Desk, sheet
 from page.served import Served, load, short
-from page.writing import Progress, checked, pieces, refusal, words, write
+from page.writing import Progress, checked, pieces, refusal, write
 
 NAMED_BY_OWNER = "COMPARE_WITH"  # environment: directories or Hub ids, divided by spaces
 
@@ -84,8 +84,6 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
 
     def second(name: str) -> Served:
         """The other checkpoint; only the last one asked for is kept in memory."""
-        if name not in others:
-            raise refusal("Choose one of the checkpoints in the list.")
         if name not in kept:
             kept.clear()
             try:
@@ -95,7 +93,9 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
         return kept[name]
 
     def respond(prompt, name, *values):
-        prompt, params = checked(words(prompt), values)
+        prompt, params = checked(prompt, values)
+        if not isinstance(name, str) or name not in others:
+            raise refusal("Choose one of the checkpoints in the list.")
         yield {"sheets": []}, "Loading the other checkpoint." if name not in kept else "Both are writing."
         other = second(name)
         sources = [source, partial(pieces, other.model, other.tokenizer)]

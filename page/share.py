@@ -90,16 +90,20 @@ def code(served: Served, address: str, kind: str, prompt: str, params: gpt2.Samp
     values.pop("max_new_tokens")
     if params.greedy:
         values = {"repetition_penalty": values["repetition_penalty"]}
-    how = {"max_new_tokens": params.max_new_tokens, "do_sample": not params.greedy, **values}
+    # The page reads on when the model's window is full; transformers fails there.
+    window, given = served.model.config.block_size, len(served.tokenizer.encode(prompt)) or 1
+    kept = min(given, max(window - params.max_new_tokens, window // 2))
+    how = {"max_new_tokens": min(params.max_new_tokens, window - kept), "do_sample": not params.greedy, **values}
     arguments = "".join(f"    {name}={value!r},\n" for name, value in how.items())
+    cut = f"[:, -{kept}:]" if kept < given else ""
     return (
         "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"model = AutoModelForCausalLM.from_pretrained({where!r}{revision})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({where!r}{revision})\n"
+        f"ids = tokenizer({prompt or '<|endoftext|>'!r}, return_tensors='pt').input_ids{cut}\n"
         f"torch.manual_seed({seed})  # repeatable, but transformers draws other numbers than this page\n"
-        f"inputs = tokenizer({prompt or '<|endoftext|>'!r}, return_tensors='pt')\n"
-        f"outputs = model.generate(\n    **inputs,\n{arguments})\n"
-        "print(tokenizer.decode(outputs[0], skip_special_tokens=True))\n"
+        f"outputs = model.generate(\n    ids,  # with the new text, at most the model's window of {window:,} tokens\n"
+        f"{arguments})\nprint(tokenizer.decode(outputs[0], skip_special_tokens=True))\n"
     )
 
 

@@ -249,7 +249,7 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
 
         def show(i, at):
             i = i if type(i) is int and 0 <= i < len(texts) else 0
-            at = at if at in texts[i] else next(iter(texts[i]))
+            at = at if type(at) is int and at in texts[i] else next(iter(texts[i]))
             value = {
                 "sheets": [{"title": f"After {at:,} steps", "parts": [["prompt", prompts[i]], ["text", texts[i][at]]]}]
             }

@@ -74,7 +74,8 @@ def test_two_checkpoints_write_with_one_seed_and_the_difference_is_marked(open_p
     assert texts[0] != texts[1] and page.locator("#compare mark").count() == 2
 
 
-def test_a_visitor_can_not_make_the_page_load_anything_else(running):
-    values = ["A", "/etc", 5, 50, 1.0, 1.0, 0.0, 1.0, 1]
+@pytest.mark.parametrize("name", ["/etc", "user/repo", None, 5, ["endless, last"], {}])
+def test_a_visitor_can_not_make_the_page_load_anything_else(running, name):
+    values = ["A", name, 5, 50, 1.0, 1.0, 0.0, 1.0, 1]
     error = running.call("compare", values)["error"]["error"]
-    assert error == "Choose one of the checkpoints in the list."
+    assert error == "Choose one of the checkpoints in the list." and "Traceback" not in running.log()

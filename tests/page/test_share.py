@@ -57,12 +57,13 @@ def test_a_prompt_that_is_too_long_for_a_link_or_the_page_is_told(tiny_served):
     assert prompt == "" and "20,001 characters" in note
 
 
-def test_the_code_for_transformers_runs(checkpoint, tmp_path, run_python):
+@pytest.mark.parametrize("prompt", ['It\'s "so" $HOME `id` \\n\n\N{GRINNING FACE}', "", PROMPT * 3])
+def test_the_code_for_transformers_runs_also_where_the_window_is_too_small(checkpoint, tmp_path, run_python, prompt):
     shutil.copytree(checkpoint, tmp_path / "checkpoints" / "endless" / "best")
-    code = share.code(load(checkpoint), "", "Python, transformers", PROMPT, PARAMS)
+    code = share.code(load(checkpoint), "", "Python, transformers", prompt, replace(PARAMS, max_new_tokens=40))
     done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith('It\'s "so" $HOME `id`')
+    assert done.stdout.startswith(prompt) or len(prompt) > 64
 
 
 def test_a_checkpoint_of_the_hub_is_named_with_its_commit(tiny_served):
