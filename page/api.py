@@ -16,7 +16,6 @@ import gradio as gr
 import torch
 
 import gpt2
-from gpt2.quantize import dtype_of
 from page.served import Served
 from page.writing import Setting, checked, number, refusal, words, write
 
@@ -108,7 +107,7 @@ def offer(served: Served, source: Callable[..., Iterator], think: Callable[..., 
 
     def model_info() -> dict[str, Any]:
         """Describe the model behind this page: its sizes, where it comes from, what it was trained on."""
-        config, weight = served.model.config, served.model.transformer.wte.weight
+        config = served.model.config
         sizes = ("n_parameters", "vocab_size", "block_size", "n_layer", "n_head", "n_embd")
         return {
             "name": served.name,
@@ -116,8 +115,8 @@ def offer(served: Served, source: Callable[..., Iterator], think: Callable[..., 
             "fallback": served.notice is not None,
             "notice": served.notice,
             **{name: getattr(config, name) for name in sizes},
-            "device": weight.device.type,
-            "dtype": dtype_of(served.model),
+            "device": served.model.transformer.wpe.weight.device.type,
+            "dtype": served.dtype,
             "training": served.training,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "gradio": gr.__version__},
         }

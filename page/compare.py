@@ -19,7 +19,7 @@ import gradio as gr
 import gpt2
 from page.desk import Desk, sheet
 from page.served import Served, load, short
-from page.writing import Progress, checked, pieces, refusal, words, write
+from page.writing import Progress, checked, pieces, refusal, write
 
 NAMED_BY_OWNER = "COMPARE_WITH"  # environment: directories or Hub ids, divided by spaces
 
@@ -49,13 +49,15 @@ def apart(texts: list[str]) -> int:
 def side_by_side(names: list[str], nows: list[Progress]) -> dict:
     """The sheet's value; where both are complete, the first word that differs is marked."""
     texts = [now.samples[0].text for now in nows]
-    at = apart(texts) if all(now.done for now in nows) and texts[0] != texts[1] else None
+    at = None
+    if all(now.done for now in nows) and texts[0] != texts[1]:
+        at = max((m.end() for m in re.finditer(r"\s", texts[0][: apart(texts)])), default=0)  # where that word begins
     sheets = []
     for name, now, text in zip(names, nows, texts, strict=True):
         parts = [["prompt", now.prompt], ["text", text[:at]]]
         if at is not None:
-            word = re.match(r"\s*\S*", text[at:])[0]
-            parts += [["apart", word], ["text", text[at + len(word) :]]]
+            word = re.match(r"\s*\S*", text[at:]).end()
+            parts += [["apart", text[at : at + word]], ["text", text[at + word :]]]
         sheets.append({"title": name, "parts": parts})
     return {"sheets": sheets}
 
@@ -85,8 +87,6 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
 
     def second(name: str) -> Served:
         """The other checkpoint; only the last one asked for is kept in memory."""
-        if name not in others:
-            raise refusal("Choose one of the checkpoints in the list.")
         if name not in kept:
             kept.clear()
             try:
@@ -96,7 +96,9 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
         return kept[name]
 
     def respond(prompt, name, *values):
-        prompt, params = checked(words(prompt), values)
+        prompt, params = checked(prompt, values)
+        if not isinstance(name, str) or name not in others:
+            raise refusal("Choose one of the checkpoints in the list.")
         yield {"sheets": []}, "Loading the other checkpoint." if name not in kept else "Both are writing."
         other = second(name)
         sources = [source, partial(pieces, other.model, other.tokenizer)]
@@ -129,7 +131,7 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
     status = gr.HTML(
         html_template='<p role="status" aria-live="polite">${value}</p>', elem_id="compare_status", elem_classes="plain"
     )
-    paper = sheet("compare", "Both texts", "Two texts appear here, side by side.")
+    paper = sheet("compare", "Both texts", "Two texts appear here, side by side.", follow=True)
     writing = gr.on(
         [start.click, prompt.submit],
         respond,

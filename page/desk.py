@@ -60,10 +60,16 @@ def widget(setting: Setting) -> gr.Slider | gr.Number:
     )
 
 
-def sheet(elem_id: str, label: str, empty: str) -> gr.HTML:
-    """An empty sheet; its value is that of shown(). The template holds our own words only, never a visitor's."""
+def sheet(elem_id: str, label: str, empty: str, follow: bool = False) -> gr.HTML:
+    """An empty sheet; its value is that of shown(). The template holds our own words only, never a visitor's.
+
+    Args:
+        follow: whether it scrolls with a text that grows.
+    """
+    extra = "data-follow" if follow else ""
+    attributes = f'class="sheet" role="region" aria-label="{label}" tabindex="0" data-empty="{empty}" {extra}'
     return gr.HTML(
-        html_template=f'<div class="sheet" role="region" aria-label="{label}" tabindex="0" data-empty="{empty}"></div>',
+        html_template=f"<div {attributes}></div>",
         js_on_load=script("sheet.js"),
         elem_id=elem_id,
         apply_default_css=False,
@@ -120,10 +126,10 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
         else:
             prompt, params = checked(prompt, values)
             samples = number(SAMPLES, samples)
-        kind = kind if kind in share.LANGUAGES else next(iter(share.LANGUAGES))
+        kind = kind if kind in share.KINDS else share.KINDS[0]
         return (
             share.link(served, str(address), prompt, params, samples),
-            gr.Code(share.code(served, str(address), kind, prompt, params), language=share.LANGUAGES[kind]),
+            share.code(served, str(address), kind, prompt, params),
         )
 
     def restore(request: gr.Request):
@@ -150,13 +156,14 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
                 stop = gr.Button("Stop", elem_id="stop")
                 others = [gr.Button(name, elem_id=name.lower()) for name in ("Continue", "Regenerate", "Undo")]
             status = gr.HTML(
+                "Begin a text above, take an example from below, or just press Generate.",
                 # Gradio fills a template in place, so the line stays the one that is announced.
                 html_template='<p role="status" aria-live="polite">${value}</p>',
                 js_on_load=script("status.js"),
                 elem_id="status",
                 apply_default_css=False,
             )
-            paper = sheet("sheet", "The text", "What the model writes appears here.")
+            paper = sheet("sheet", "The text", "What the model writes appears here.", follow=True)
             gr.HTML(
                 "<kbd>Ctrl</kbd> or <kbd>Cmd</kbd> + <kbd>Enter</kbd> generates, <kbd>Esc</kbd> stops.",
                 elem_id="keys",
@@ -184,8 +191,8 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
             interactive=False,
             elem_id="link",
         )
-        kind = gr.Radio(list(share.LANGUAGES), value=next(iter(share.LANGUAGES)), label="The same from code")
-        code = gr.Code(label="Code", language="python", interactive=False, elem_id="code")
+        kind = gr.Radio(share.KINDS, value=share.KINDS[0], label="The same from code")
+        code = gr.Textbox(label="Code", lines=12, max_lines=24, buttons=["copy"], interactive=False, elem_id="code")
         address = gr.Textbox(visible=False)
     pages = gr.State(())
 

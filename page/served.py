@@ -15,6 +15,7 @@ import yaml
 
 import gpt2
 from gpt2.checkpoint import read_json
+from gpt2.quantize import dtype_of
 from gpt2.tokenizer import well_formed
 
 MAX_CARD = 100_000  # characters of a card that we are willing to parse
@@ -31,6 +32,11 @@ class Served:
     training: dict[str, str | float | None]
     directory: Path
     notice: str | None = None  # why this is not the checkpoint that was asked for
+
+    @property
+    def dtype(self) -> str:
+        """The number format that it computes in: another one may write another text."""
+        return dtype_of(self.model)
 
 
 def load(source: str | Path) -> Served:

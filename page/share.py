@@ -19,18 +19,21 @@ from page.served import Served
 from page.writing import SAMPLES, SETTINGS, number, words
 
 MAX_LINK = 6000  # characters; servers and messengers cut longer addresses
-LANGUAGES = {"Python, transformers": "python", "Python, this page": "python", "curl, this page": "shell"}
+KINDS = ["Python, transformers", "Python, this page", "curl, this page"]
 
 
 def settings_of(params: gpt2.SamplingParams) -> dict[str, int | float]:
     return {setting.name: getattr(params, setting.name) for setting in SETTINGS}
 
 
+def identity(served: Served) -> dict[str, str]:
+    """What must be the same for the same request to write the same text."""
+    return {"model": served.name, "sha": served.sha or "", "dtype": served.dtype}
+
+
 def link(served: Served, address: str, prompt: str, params: gpt2.SamplingParams, samples: int = 1) -> str:
     """The address that restores a request; a sentence where it would be too long."""
-    request = {"prompt": prompt, **settings_of(params), "samples": samples, "model": served.name}
-    if served.sha:
-        request["sha"] = served.sha
+    request = {"prompt": prompt, **settings_of(params), "samples": samples, **identity(served)}
     found = f"{address}?{urlencode(request)}"
     return found if len(found) <= MAX_LINK else "This prompt is too long for a link."
 
@@ -51,15 +54,17 @@ def restored(served: Served, query: Mapping[str, str]) -> tuple[str, list[int | 
         except (gr.Error, ValueError, RecursionError):
             values.append(setting.default)
             notes.append(f"{setting.label} is not what this page accepts; it has its usual value.")
-    made_with = query.get("model", ""), query.get("sha", "")
-    if made_with != (served.name, served.sha or ""):
+    here = identity(served)
+    if any(query.get(key, "") != here[key] for key in ("model", "sha")):
         notes.append("It was made with another checkpoint than the one loaded here: the text will be another.")
+    elif query.get("dtype", "") != here["dtype"]:
+        notes.append("It was made on a machine that computes in another number format: the text may be another.")
     notes.insert(0, "This link has set the prompt and the settings; Generate writes the text.")
     return prompt, values, " ".join(notes)
 
 
 def code(served: Served, address: str, kind: str, prompt: str, params: gpt2.SamplingParams) -> str:
-    """The same request in one of LANGUAGES."""
+    """The same request in one of KINDS."""
     values = settings_of(params)
     if kind == "curl, this page":
         body = shlex.quote(json.dumps({"prompt": prompt, **values}))
@@ -85,16 +90,20 @@ def code(served: Served, address: str, kind: str, prompt: str, params: gpt2.Samp
     values.pop("max_new_tokens")
     if params.greedy:
         values = {"repetition_penalty": values["repetition_penalty"]}
-    how = {"max_new_tokens": params.max_new_tokens, "do_sample": not params.greedy, **values}
+    # The page reads on when the model's window is full; transformers fails there.
+    window, given = served.model.config.block_size, len(served.tokenizer.encode(prompt)) or 1
+    kept = min(given, max(window - params.max_new_tokens, window // 2))
+    how = {"max_new_tokens": min(params.max_new_tokens, window - kept), "do_sample": not params.greedy, **values}
     arguments = "".join(f"    {name}={value!r},\n" for name, value in how.items())
+    cut = f"[:, -{kept}:]" if kept < given else ""
     return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed\n\n"
+        "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"model = AutoModelForCausalLM.from_pretrained({where!r}{revision})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({where!r}{revision})\n"
-        f"set_seed({seed})  # repeatable, but transformers draws other numbers than this page\n"
-        f"inputs = tokenizer({prompt or '<|endoftext|>'!r}, return_tensors='pt')\n"
-        f"outputs = model.generate(\n    **inputs,\n{arguments})\n"
-        "print(tokenizer.decode(outputs[0], skip_special_tokens=True))\n"
+        f"ids = tokenizer({prompt or '<|endoftext|>'!r}, return_tensors='pt').input_ids{cut}\n"
+        f"torch.manual_seed({seed})  # repeatable, but transformers draws other numbers than this page\n"
+        f"outputs = model.generate(\n    ids,  # with the new text, at most the model's window of {window:,} tokens\n"
+        f"{arguments})\nprint(tokenizer.decode(outputs[0], skip_special_tokens=True))\n"
     )
 
 

@@ -133,15 +133,39 @@ def thin(by_step: dict[int, str]) -> dict[int, str]:
 
 
 def number_at(record: Any, *path: str) -> float | None:
+    """A number above 0; None for anything else."""
+    return fraction_at(record, *path) or None
+
+
+def fraction_at(record: Any, *path: str) -> float | None:
+    """A number from 0 on; None for anything else."""
     for key in path:
         record = record.get(key) if isinstance(record, dict) else None
-    return record if type(record) in (int, float) and 0 < record < 1e15 else None  # False for NaN
+    return record if type(record) in (int, float) and 0 <= record < 1e15 else None  # False for NaN
 
 
 def text_at(record: Any, *path: str) -> str | None:
     for key in path:
         record = record.get(key) if isinstance(record, dict) else None
     return short(record, 200) if isinstance(record, str) else None
+
+
+def by_heart(record: Any) -> str | None:
+    """The trainer's memorisation report in a sentence; None where there is none."""
+    at = ("memorisation",)
+    written, held_out = (fraction_at(record, *at, "copied", part) for part in ("generated", "held_out"))
+    passages, recited = (fraction_at(record, *at, "extraction", "train", key) for key in ("prompts", "recited"))
+    said = []
+    if written is not None and held_out is not None:
+        said.append(
+            f"{written:.1%} of what it writes is copied in runs of {WORDS} words or more (of the held-out text it is "
+            f"{held_out:.1%})"
+        )
+    if passages and recited is not None:
+        said.append(
+            f"it recites {recited:,.0f} of {passages:,.0f} passages of its training text when given their beginning"
+        )
+    return "; ".join(said) or None
 
 
 def provenance_card(served: Served, record: Any) -> str:
@@ -157,6 +181,7 @@ def provenance_card(served: Served, record: Any) -> str:
         "Tokens seen": seen and f"{seen:,.0f}" + (f", {seen / of:.1f} times through its {of:,.0f}" if of else ""),
         "Held-out text": held_out and f"{held_out:.2f} bits per byte, on text that was never trained on",
         "Validation": valid and f"{valid:.2f} bits per byte",
+        "Learned by heart": by_heart(record),
         "Time": seconds and f"{seconds / 60:,.0f} minutes" + (f", {steps:,.0f} steps" if steps else ""),
         "Hardware": text_at(record, "hardware"),
         "Precision": text_at(record, "precision"),
@@ -224,7 +249,7 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
 
         def show(i, at):
             i = i if type(i) is int and 0 <= i < len(texts) else 0
-            at = at if at in texts[i] else next(iter(texts[i]))
+            at = at if type(at) is int and at in texts[i] else next(iter(texts[i]))
             value = {
                 "sheets": [{"title": f"After {at:,} steps", "parts": [["prompt", prompts[i]], ["text", texts[i][at]]]}]
             }
@@ -273,4 +298,4 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
             elem_classes="plain",
         )
     gr.HTML("<h2>Where it comes from</h2>", elem_classes="plain")
-    gr.HTML(provenance_card(served, record), elem_classes="plain", elem_id="card")
+    gr.HTML(provenance_card(served, record), elem_classes="plain", elem_id="card", apply_default_css=False)

@@ -10,10 +10,10 @@ const grow = (node, text) => {
 };
 const draw = () => {
     const sheets = props.value?.sheets ?? [];
-    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    const atEnd = "follow" in box.dataset && box.scrollHeight - box.scrollTop - box.clientHeight < 40;
     while (box.children.length > sheets.length) box.lastChild.remove();
     sheets.forEach(({ title, parts }, i) => {
-        const sheet = box.children[i] ?? box.appendChild(make("article", {}, make("h3"), make("p")));
+        const sheet = box.children[i] ?? box.appendChild(make("article", {}, make("h2"), make("p")));
         const [heading, text] = sheet.children;
         heading.hidden = !title;
         grow(heading, title);
@@ -32,6 +32,7 @@ const draw = () => {
     const mark = box.querySelector("mark");
     if (mark) box.scrollTop = mark.offsetTop - box.offsetTop - box.clientHeight / 2;
     else if (atEnd) box.scrollTop = box.scrollHeight;
+    else if (!("follow" in box.dataset)) box.scrollTop = 0;
 };
 watch("value", draw);
 draw();

@@ -48,7 +48,7 @@ const draw = () => {
     const caption = make("caption", {}, "The likeliest, from left to right through each filter. “go on” writes another text from here, with the same seed.");
     const table = make("table", {}, caption, make("thead", {}, head), body);
     box.replaceChildren(
-        make("h3", {}, quoted(token.text)),
+        make("h2", {}, quoted(token.text)),
         make("p", {}, facts),
         make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The likeliest tokens" }, table),
         ...(drawn ? [strip(drawn)] : []),

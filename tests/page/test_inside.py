@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from gpt2.explain import next_tokens, uniform
 from page import inside
 from page.writing import pieces
 from tests.page.conftest import TRAINED_ON
-from tests.page.visit import INJECTIONS, generate, number, room, sheet, status, wait
+from tests.page.visit import INJECTIONS, begin, generate, number, room, sheet, status, wait
 
 PARAMS = gpt2.SamplingParams(max_new_tokens=12, temperature=0.9, top_k=30, top_p=0.9, seed=5)
 
@@ -72,6 +73,15 @@ def test_a_score_is_held_against_the_held_out_figure(tiny_served, bits, words):
 
 def test_an_empty_text_has_no_score(tiny_served):
     assert "nothing to score" in inside.verdict(tiny_served, inside.Score((), 0.0, 0), None)
+
+
+@pytest.mark.parametrize("event", [None, {}, {"index": 10**9}, {"index": "0"}, {"id": [1]}, {"id": -1}, 5])
+@pytest.mark.parametrize("endpoint", ["choose", "fork"])
+def test_a_forged_choice_does_no_harm(running, endpoint, event):
+    body = {"data": [None] * 7, "event_data": event}
+    running.post(f"/gradio_api/call/{endpoint}", json.dumps(body).encode())
+    assert "complete" in running.call("model_info", [])
+    assert "Traceback" not in running.log()
 
 
 # In the browser
@@ -193,16 +203,15 @@ def test_each_sample_can_be_looked_into(open_page):
     page = open_page()
     page.get_by_text("More", exact=True).click()
     number(page, "Samples", 2)
-    page.locator("#prompt textarea").fill("ROMEO:")
-    number(page, "Max tokens", 20)
-    page.locator("#prompt textarea").focus()
+    page.get_by_label("Seed", exact=True).fill("41")
+    begin(page, max_tokens=30)
     page.keyboard.press("Control+Enter")
-    wait(page, lambda: status(page).startswith("40 tokens"))
+    wait(page, lambda: status(page).startswith("60 tokens"))
     look(page)
     first = tokens(page)
     page.get_by_label("Sample", exact=True).click()
     page.get_by_role("option", name="2").click()
-    wait(page, lambda: tokens(page) != first and len(tokens(page)) == 20)
+    wait(page, lambda: tokens(page) != first and len(tokens(page)) == 30)
 
 
 @pytest.mark.browser

@@ -62,6 +62,14 @@ def test_the_card_tells_what_is_known_and_nothing_else(checkpoint):
     assert str(checkpoint) not in shown
 
 
+def test_the_card_says_what_was_learned_by_heart(checkpoint):
+    extraction = {"train": {"prompts": 200, "recited": 3}}
+    record = {"memorisation": {"copied": {"generated": 0.0, "held_out": 0.012}, "extraction": extraction}}
+    shown = training.provenance_card(load(checkpoint), record)
+    assert "0.0% of what it writes is copied" in shown and "1.2%" in shown and "it recites 3 of 200 passages" in shown
+    assert "Learned by heart" not in training.provenance_card(load(checkpoint), {"memorisation": {"copied": [1]}})
+
+
 def test_what_a_record_says_is_text_on_the_card(checkpoint):
     record = {"corpus": {"origin": INJECTIONS}, "hardware": INJECTIONS, "data": [{"name": INJECTIONS}, 5, None]}
     record |= {"versions": {INJECTIONS: INJECTIONS}, "command": INJECTIONS}

@@ -187,7 +187,7 @@ def test_several_samples_stand_side_by_side_each_with_its_seed(open_page):
     begin(page, max_tokens=30)
     page.keyboard.press("Control+Enter")
     wait(page, lambda: status(page).startswith("90 tokens"))
-    assert page.locator("#sheet h3").all_text_contents() == [f"Sample {i}, seed {40 + i}" for i in (1, 2, 3)]
+    assert page.locator("#sheet h2").all_text_contents() == [f"Sample {i}, seed {40 + i}" for i in (1, 2, 3)]
     texts = page.locator("#sheet article p").all_text_contents()
     assert len(set(texts)) == 3 and all(text.startswith("ROMEO:") for text in texts)
     boxes = [article.bounding_box() for article in page.locator("#sheet article").all()]
@@ -277,7 +277,7 @@ def test_the_same_request_is_shown_as_code(open_page):
     page = open_page()
     generate(page, INJECTIONS, max_tokens=7)
     page.get_by_text("Share it, use it from code", exact=True).click()
-    for kind, word in (("transformers", "set_seed"), ("Python, this page", "gradio_client"), ("curl", "curl -s")):
+    for kind, word in (("transformers", "manual_seed"), ("Python, this page", "gradio_client"), ("curl", "curl -s")):
         page.get_by_label(kind).check()
-        wait(page, lambda word=word: word in page.locator("#code").text_content())
-        assert "window.hacked" in page.locator("#code").text_content()
+        wait(page, lambda word=word: word in page.locator("#code textarea").input_value())
+        assert "window.hacked" in page.locator("#code textarea").input_value()
