@@ -22,9 +22,9 @@ class Packed:
         self._copy, self._of = None, None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not (
-            torch.is_inference_mode_enabled() and x.dtype == weight.dtype == torch.float32 and has_onednn(x.device)
-        ):
+        # A weight in training changes under its copy, unseen by _version where an optimizer or an average swaps .data.
+        can_pack = torch.is_inference_mode_enabled() and not weight.requires_grad and has_onednn(x.device)
+        if not can_pack or not x.dtype == weight.dtype == torch.float32:
             return F.linear(x, weight, bias)
         of = weight.data_ptr(), 0 if weight.is_inference() else weight._version
         if self._of != of:
