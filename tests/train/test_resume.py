@@ -213,13 +213,21 @@ def start(tmp_path):
     (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog, again and again.\n" * 400, "utf-8")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
+    started = []
+
     def run(*more: str, code: str = "") -> subprocess.Popen:
         command = [sys.executable, *(("-c", code) if code else ("-m", "train", *(more or ("my.txt", *FLAGS))))]
-        return subprocess.Popen(
-            command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+        started.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+            )
         )
+        return started[-1]
 
-    return run
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wait_for(path: Path, seconds: float = 120) -> None:
@@ -310,7 +318,7 @@ def test_thirty_kills_at_any_moment_leave_a_run_that_goes_on_as_an_undisturbed_o
     print(f"30 kills, {inside} inside a save, at step {len(ours)}")
     assert inside >= 10
     undisturbed = start("--resume", "--out", "whole")
-    wait_for_step(whole, len(ours), undisturbed)
+    wait_for_step(whole, len(ours), undisturbed, seconds=900)
     undisturbed.kill()
     undisturbed.communicate()
     theirs = [(e["step"], e["loss"]) for e in whole_lines(whole / "metrics.jsonl") if "loss" in e]
@@ -323,9 +331,9 @@ def whole_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen, seconds: float = 240) -> None:
     """Until the journal has a step; a resumed run has cut off by then what came after its state."""
-    deadline, path = time.monotonic() + 240, run_dir / "metrics.jsonl"
+    deadline, path = time.monotonic() + seconds, run_dir / "metrics.jsonl"
     before = path.stat().st_mtime_ns if path.exists() else 0
     while not (path.exists() and path.stat().st_mtime_ns > before and step in _steps(path)):
         assert process.poll() is None, process.communicate()[0]
