@@ -164,13 +164,15 @@ def can_compile(device: torch.device) -> bool:
 def prepare(device: torch.device, processes: int = 1) -> None:
     """Process-wide settings for heavy work; an entry point calls it once.
 
-    The CPU gets as many threads as it has usable cores (in a container, PyTorch counts the machine's), and float32
-    matrix products on a GPU may use TensorFloat-32, as in every GPT-2 training since 2020.
+    The CPU gets as many threads as it has usable cores (in a container, PyTorch counts the machine's), or as
+    OMP_NUM_THREADS says, and float32 matrix products on a GPU may use TensorFloat-32, as in every GPT-2 training since
+    2020.
 
     Args:
-        processes: how many share the machine.
+        processes: how many share the machine; of several, torchrun sets OMP_NUM_THREADS by itself, which is no wish.
     """
-    torch.set_num_threads(max(1, usable_cores() // processes))
+    if processes > 1 or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cores() // processes))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 

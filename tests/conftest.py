@@ -27,7 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Read when huggingface_hub, gradio and tokenizers are first imported, so set before any test does; processes that
 # tests start inherit them.
 os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False", TOKENIZERS_PARALLELISM="false"
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    GRADIO_ANALYTICS_ENABLED="False",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
 )
 
 # The same examples on every run and machine, no clock (a slow machine is no failure), and no folder in the repository.

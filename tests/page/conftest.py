@@ -22,12 +22,6 @@ from tests.page.visit import INJECTIONS, Running, serve
 TRAINED_ON = "What light through yonder window breaks? It is the east, and Juliet is the sun."
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """A tiny model gains nothing from a second thread, and waits for it for ages where something else runs."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, make_model, tiny_tokenizer) -> Path:
     """The best/ of a run, with a last/ beside it: models that never end their text by themselves, and deep enough to

@@ -57,7 +57,7 @@ def serve(folder: Path, **env: str) -> Iterator[Running]:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "app.py")],
             cwd=folder,
-            env={**os.environ, "PORT": str(port), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", **env},
+            env={**os.environ, "PORT": str(port), "PYTHONIOENCODING": "utf-8", **env},
             stdout=log,
             stderr=subprocess.STDOUT,
         )

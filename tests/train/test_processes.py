@@ -26,7 +26,7 @@ def launch(tmp_path):
     """launch(2, *flags) starts python -m train on a small text under torchrun, launch(1, ...) plainly; all end with
     the test."""
     (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog, again and again.\n" * 400, "utf-8")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     started = []
 
     def run(
