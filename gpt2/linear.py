@@ -46,7 +46,15 @@ class Linear(nn.Linear):
         return self.packed(x, self.weight, self.bias)
 
 
-class TokenEmbedding(nn.Embedding):
+class Embedding(nn.Embedding):
+    """nn.Embedding that begins as zeros: weights are drawn by init_weights or loaded. PyTorch's own draw, where a
+    model is only outlined (the meta device), first imports its compiler, a second and more."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class TokenEmbedding(Embedding):
     """The embedding of tokens, which also scores the next one."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int):

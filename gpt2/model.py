@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gpt2.cache import KVCache
 from gpt2.config import GPTConfig
-from gpt2.linear import Linear, TokenEmbedding
+from gpt2.linear import Embedding, Linear, TokenEmbedding
 
 IGNORE = -1  # a target that is not scored
 # Positions whose logits exist at the same time during training: 2,048 x 50,304 in float32 are 0.4 GB, where
@@ -104,7 +104,7 @@ class GPT(nn.Module):
         rows = math.ceil(config.vocab_size / pad_vocab_to) * pad_vocab_to
         self.transformer = nn.ModuleDict({
             "wte": TokenEmbedding(rows, config.n_embd),
-            "wpe": nn.Embedding(config.block_size, config.n_embd),
+            "wpe": Embedding(config.block_size, config.n_embd),
             "drop": nn.Dropout(config.dropout),
             "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             "ln_f": nn.LayerNorm(config.n_embd, eps=1e-5),
