@@ -35,6 +35,7 @@ ESSENTIAL = {
     WEIGHTS: 4 * MAX_PARAMETERS,
 }
 WELCOME = {
+    "README.md": MAX_JSON,
     "training.json": MAX_JSON,
     "metrics.jsonl": MAX_JSON,
     "samples.jsonl": MAX_JSON,

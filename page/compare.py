@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 
 import gradio as gr
 
@@ -34,7 +35,9 @@ def choices(served: Served) -> dict[str, str]:
     if here != gpt2.BUNDLED.resolve() and (gpt2.BUNDLED / "model.safetensors").exists():
         found[gpt2.BUNDLED.name] = str(gpt2.BUNDLED)
     for source in os.environ.get(NAMED_BY_OWNER, "").split():
-        found[short(os.path.basename(source.rstrip("/")) if os.path.isabs(source) else source)] = source
+        *_, run, name = ["", *Path(source).parts]  # of a directory, no more than visitors need to tell it
+        is_path = os.path.isabs(source)
+        found[short(f"{run}, {name}" if is_path and name in ("best", "last") else name if is_path else source)] = source
     return found
 
 

@@ -26,7 +26,7 @@ from page.writing import words
 MAX_FILE = 16 * 2**20  # bytes of a journal that we are willing to read
 MAX_POINTS = 600  # of a line; a screen has not many more columns
 MAX_STEPS = 30  # whose samples are offered
-VALIDATION = "validation_bits_per_byte"
+VALIDATION = {"validation": "validation_bits_per_byte", "averaged": "validation_bits_per_byte_ema"}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -49,18 +49,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def points(entries: list[dict[str, Any]], key: str, scale: float = 1.0) -> list[tuple[float, float]]:
-    """(step, value) of all entries that have both, in the order of steps; thinned out to MAX_POINTS."""
-    found = sorted(
+    """(step, value) of all entries that have both, in the order of steps."""
+    return sorted(
         (entry["step"], entry[key] * scale)
         for entry in entries
         if all(type(entry.get(k)) in (int, float) and 0 <= entry[k] < 1e9 for k in ("step", key))
     )
-    return found[:: math.ceil(len(found) / MAX_POINTS) or 1]
 
 
 def chart(lines: dict[str, list[tuple[float, float]]], unit: str, best: tuple[float, float] | None = None) -> str:
     """Curves over steps as HTML: lines in an SVG that stretches, words beside it that do not. Each line has its own
     dashes, so that nobody has to tell colours apart."""
+    lines = {name: thin(line, MAX_POINTS) for name, line in lines.items()}
     every = [point for line in lines.values() for point in line]
     last = max(x for x, _ in every) or 1
     low, high = min(y for _, y in every), max(y for _, y in every)
@@ -105,12 +105,13 @@ def curves(directory: Path, record: Any) -> str | None:
     entries = read_lines(directory / "metrics.jsonl")
     tokens, size = number_at(record, "parts", "train", "tokens"), number_at(record, "parts", "train", "bytes")
     scale = tokens / size / math.log(2) if tokens and size else None
-    training, validation = points(entries, "loss", scale or 1.0), points(entries, VALIDATION)
-    best = min(validation, key=lambda point: point[1]) if validation else None
-    if scale and (training or validation):
-        return chart({"training": training, "validation": validation}, "Bits per byte", best)
-    charts = [chart({"validation": validation}, "Bits per byte", best)] if validation else []
-    charts += [chart({"training": training}, "Nats per token")] if training else []
+    training = {"training": points(entries, "loss", scale or 1.0)}
+    validation = {name: points(entries, key) for name, key in VALIDATION.items()}
+    best = min(sum(validation.values(), []), key=lambda point: point[1], default=None)
+    if scale and (training["training"] or best):
+        return chart(training | validation, "Bits per byte", best)
+    charts = [chart(validation, "Bits per byte", best)] if best else []
+    charts += [chart(training, "Nats per token")] if training["training"] else []
     return "".join(charts) or None
 
 
@@ -121,15 +122,14 @@ def samples(directory: Path) -> dict[str, dict[int, str]]:
         step, prompt, text = entry.get("step"), entry.get("prompt"), entry.get("text")
         if type(step) is int and isinstance(prompt, str) and isinstance(text, str):
             found.setdefault(prompt[:200], {}).setdefault(step, text[:4000])
-    return {prompt: thin(by_step) for prompt, by_step in list(found.items())[:20]}
+    return {prompt: dict(thin(sorted(by_step.items()), MAX_STEPS)) for prompt, by_step in list(found.items())[:20]}
 
 
-def thin(by_step: dict[int, str]) -> dict[int, str]:
-    """At most MAX_STEPS of the steps, the first and the last among them."""
-    steps = sorted(by_step)
-    if len(steps) > MAX_STEPS:
-        steps = [steps[i * (len(steps) - 1) // (MAX_STEPS - 1)] for i in range(MAX_STEPS)]
-    return {step: by_step[step] for step in steps}
+def thin(points: list[Any], most: int) -> list[Any]:
+    """At most that many of them, evenly spread, the first and the last among them."""
+    if len(points) <= most:
+        return points
+    return [points[i * (len(points) - 1) // (most - 1)] for i in range(most)]
 
 
 def number_at(record: Any, *path: str) -> float | None:
@@ -178,6 +178,7 @@ def provenance_card(served: Served, record: Any) -> str:
         "Parameters": f"{config.n_parameters:,}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
         f"a window of {config.block_size:,} tokens, a vocabulary of {config.vocab_size:,}",
         "Text": text_at(record, "corpus", "origin") or text_at(record, "corpus", "name"),
+        "Licence": text_at(record, "corpus", "license"),
         "Tokens seen": seen and f"{seen:,.0f}" + (f", {seen / of:.1f} times through its {of:,.0f}" if of else ""),
         "Held-out text": held_out and f"{held_out:.2f} bits per byte, on text that was never trained on",
         "Validation": valid and f"{valid:.2f} bits per byte",
@@ -201,7 +202,8 @@ def provenance_card(served: Served, record: Any) -> str:
     ]
     more = "".join(f"<li>{html.escape(line)}</li>" for line in listed)
     hashes = f"<details><summary>The {len(listed)} texts and their SHA-256</summary><ul>{more}</ul></details>"
-    return f"<table>{table}</table>{hashes if listed else ''}"
+    unknown = "<p>This checkpoint has no training.json, so what it was trained on is not known.</p>"
+    return f"{'' if record else unknown}<table>{table}</table>{hashes if listed else ''}"
 
 
 def known_runs(directory: Path) -> gpt2.Overlap | None:
@@ -261,11 +263,11 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
 
     gr.HTML("<h2>Memorised or invented?</h2>", elem_classes="plain")
     if overlap:
-        wrong = len(overlap.runs) / 2**48
+        right = 2**48 // max(1, len(overlap.runs))
         own = gr.Textbox(
             label="A text to look for",
             info=f"What stands in the training text in runs of {WORDS} words or more is underlined. That text is not "
-            f"kept here, only hashes of it: a run is underlined by mistake with a probability of {wrong:.0e}.",
+            f"kept here, only hashes of it: one run in {right:,} is underlined by mistake.",
             placeholder="Left empty, it is what was just written.",
             lines=2,
             max_lines=6,
@@ -277,18 +279,21 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
 
         def look_for(text, pages):
             text = words(text, "The text")
-            title = "Your text"
+            texts = {"Your text": text} if text else {}
             if not text and pages:
-                text, title = pages[-1].samples[0].text, "What was just written"
-            spans = overlap.spans(text)
-            longest = max((len(text[a:b].split()) for a, b in spans), default=0)
+                titles = ["What was just written", *(f"Sample {i}" for i in range(2, len(pages[-1].samples) + 1))]
+                texts = dict(zip(titles, (sample.text for sample in pages[-1].samples), strict=True))
+            every = "\n".join(texts.values())
+            spans = {title: overlap.spans(text) for title, text in texts.items()}
+            longest = max((len(texts[t][a:b].split()) for t in texts for a, b in spans[t]), default=0)
             said = (
-                f"{overlap.share(text):.0%} of its words stand in the training text in runs of {WORDS} or more; the "
+                f"{overlap.share(every):.0%} of its words stand in the training text in runs of {WORDS} or more; the "
                 f"longest has {longest}."
-                if spans
+                if longest
                 else f"No {WORDS} words of it stand in a row in the training text: it is invented."
             )
-            return {"sheets": [{"title": title, "parts": in_parts(text, spans)}] if text else []}, said if text else ""
+            sheets = [{"title": title, "parts": in_parts(texts[title], spans[title])} for title in texts]
+            return {"sheets": sheets}, said if every else ""
 
         gr.on([look.click, own.submit, tab.select], look_for, [own, desk.pages], [found, share], **quiet)
     else:

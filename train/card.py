@@ -17,6 +17,7 @@ from train.journal import read_jsonl
 from train.state import write_file
 
 SHOWN_STEPS = 4  # of the samples: the first, the last and two between
+NGRAMS = (1, 2, 3, 4, 6, 8, 12, 16)  # words; training.json has those between, too
 
 
 def write(directory: Path) -> None:
@@ -140,36 +141,44 @@ def _figures(trained: dict[str, Any]) -> str:
 def _memorisation(trained: dict[str, Any]) -> str:
     """What of the training text stands in what the model writes and, for comparison, in the held-out text."""
     found = trained.get("memorisation", {})
-    if "copied" not in found:
-        return ""
+    parts = [tell(found) for key, tell in (("copied", _copies), ("extraction", _recited)) if key in found]
+    return "\n\n".join(["## What it learned by heart", *filter(None, parts)]) if any(parts) else ""
 
+
+def _copies(found: dict[str, Any]) -> str:
     def longest(copy: dict[str, Any]) -> str:
         return str(copy["words"]) + (f" ({copy['document']}, line {copy['line']:,})" if "document" in copy else "")
 
-    novelty, extraction, sampling = found["novelty"], found["extraction"], found["sampling"]
+    novelty, sampling = found["novelty"], found["sampling"]
     columns = [
-        ["", "---", *(f"runs of {n} words that the training text lacks" for n in (2, 4, 8))]
+        ["", "---", *(f"runs of {n} word{'s' * (n > 1)} that the training text lacks" for n in NGRAMS)]
         + ["words that stand in copies of 8 words or more", "longest copy, in words"]
     ]
     for kind, title in (("generated", "what it writes"), ("held_out", "the held-out text")):
         if kind in novelty:
-            shares = [f"{novelty[kind][n - 1]:.1%}" if len(novelty[kind]) >= n else "-" for n in (2, 4, 8)]
+            shares = [f"{novelty[kind][n - 1]:.1%}" if len(novelty[kind]) >= n else "-" for n in NGRAMS]
             copies = [f"{found['copied'][kind]:.2%}", longest(found["longest_copy"][kind])]
             columns.append([title, "---", *shares, *copies])
     table = "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
-    recited = " and at ".join(
+    return (
+        f"{table}\n\n"
+        "Compared word by word, without punctuation. People repeat each other too: how much, the held-out text shows. "
+        f"The model wrote {sampling['samples']} texts of {sampling['tokens']} tokens for this, from no prompt, at "
+        f"temperature {sampling['temperature']:g} and top-k {sampling['top_k']}."
+    )
+
+
+def _recited(found: dict[str, Any]) -> str:
+    extraction = found["extraction"]
+    places = " and at ".join(
         f"{extraction[part]['recited']} of {extraction[part]['prompts']} places of the {title}"
         for part, title in (("train", "training text"), ("held_out", "held-out text"))
         if extraction[part]["prompts"]
     )
     return (
-        f"## What it learned by heart\n\n{table}\n\n"
-        "Compared word by word, without punctuation. People repeat each other too: how much, the held-out text shows. "
-        f"The model wrote {sampling['samples']} texts of {sampling['tokens']} tokens for this, from no prompt, at "
-        f"temperature {sampling['temperature']:g} and top-k {sampling['top_k']}."
-        + f" Given {extraction['prompt_tokens']} tokens, and always taking the likeliest next one, it went on with "
-        f"exactly the {extraction['recited_tokens']} that follow at {recited}." * bool(recited)
-    )
+        f"Given {extraction['prompt_tokens']} tokens, and always taking the likeliest next one, it went on with "
+        f"exactly the {extraction['recited_tokens']} that follow at {places}."
+    ) * bool(places)
 
 
 def _how(trained: dict[str, Any]) -> str:

@@ -654,3 +654,9 @@ def test_a_tokenizer_json_of_another_kind_is_refused(directory):
         (directory / ours).unlink()
     words.save(str(directory / "tokenizer.json"))
     assert "tokenizer.json" in refusal(directory)
+
+
+def test_loading_waits_for_no_compiler(run_python, tiny_checkpoint):
+    """PyTorch imports its compiler where a normal distribution is drawn for a model that is only outlined."""
+    code = "import sys, gpt2; gpt2.load(sys.argv[1]); sys.exit('torch._dynamo' in sys.modules)"
+    assert run_python("-c", code, str(tiny_checkpoint)).returncode == 0

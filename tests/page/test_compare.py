@@ -45,6 +45,11 @@ def test_best_stands_beside_last_and_the_owner_may_name_others(checkpoint, monke
     assert not any(str(checkpoint.parent) in name for name in found)
 
 
+def test_runs_that_the_owner_names_are_told_apart(tiny_checkpoint, monkeypatch):
+    monkeypatch.setenv("COMPARE_WITH", "/a/first/best /a/second/best /a/third/")
+    assert {"first, best", "second, best", "third"} <= set(compare.choices(load(tiny_checkpoint)))
+
+
 def test_a_page_that_knows_one_checkpoint_offers_no_other(monkeypatch, tiny_checkpoint, tmp_path):
     monkeypatch.delenv("COMPARE_WITH", raising=False)
     monkeypatch.setattr(gpt2, "BUNDLED", tmp_path)

@@ -55,11 +55,22 @@ def test_thousands_of_points_are_thinned_out(tmp_path):
     assert len(training.curves(tmp_path, None)) < 20_000
 
 
+def test_the_best_step_is_marked_however_many_points_there_are_and_whichever_weights_it_is_of(tmp_path):
+    best = {4321: ("validation_bits_per_byte_ema", 1.234)}
+    keys = ("validation_bits_per_byte", "validation_bits_per_byte_ema")
+    lines = [{"step": s, **{key: 2.0 for key in keys}, **dict([best[s]] if s in best else [])} for s in range(5000)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    shown = training.curves(tmp_path, None)
+    assert "best: 1.234 at step 4,321" in shown and "averaged from 2.00 at step 0 to 2.00 at step 4,999" in shown
+
+
 def test_the_card_tells_what_is_known_and_nothing_else(checkpoint):
     served = load(checkpoint)
+    assert "has no training.json" in training.provenance_card(served, None)
+    assert "<td>cc0</td>" in training.provenance_card(served, {"corpus": {"license": "cc0"}})
     shown = training.provenance_card(served, {"seconds": 120, "steps": 200, "tokens_seen": 1000})
     assert "2 minutes, 200 steps" in shown and "Hardware" not in shown and "a directory on this machine" in shown
-    assert str(checkpoint) not in shown
+    assert str(checkpoint) not in shown and "has no training.json" not in shown
 
 
 def test_the_card_says_what_was_learned_by_heart(checkpoint):

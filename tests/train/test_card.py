@@ -56,14 +56,16 @@ def test_the_card_sets_copies_beside_those_of_the_held_out_text(directory, corpu
     assert f"of {found['extraction']['train']['prompts']} places of the training text" in section
 
 
-def test_the_card_of_a_run_without_these_figures_does_without_the_section(directory):
-    trained = card.read_json(directory / "training.json")
-    found = trained["memorisation"]
-    assert card._memorisation({}) == card._memorisation({"memorisation": {"extraction": found["extraction"]}}) == ""
+def test_the_card_says_of_what_was_learned_by_heart_what_is_known(directory):
+    found = card.read_json(directory / "training.json")["memorisation"]
+    assert card._memorisation({}) == ""
+    recital = card._memorisation({"memorisation": {"extraction": found["extraction"]}})  # all that a large text has
+    assert "places of the training text and at" in recital and "|" not in recital
     alone = {name: {"generated": found[name]["generated"]} for name in ("novelty", "copied", "longest_copy")}
     alone["extraction"] = found["extraction"] | {"held_out": {"prompts": 0, "recited": 0}}
     shown = card._memorisation({"memorisation": found | alone})
     assert "what it writes" in shown and "places of the training text." in shown and "| the held-out" not in shown
+    assert all(f"| runs of {n} words " in shown for n in (2, 8, 16))
 
 
 def test_what_a_model_writes_can_not_break_the_card():
