@@ -22,6 +22,7 @@ import torch
 import gpt2
 from gpt2 import device as hardware
 from gpt2.checkpoint import json_text, read_json
+from gpt2.overlap import build
 from train import memory, tokens
 from train.config import TrainConfig
 from train.corpus import Corpus, open_corpus
@@ -60,20 +61,23 @@ def parser() -> argparse.ArgumentParser:
 class Trained:
     """What training.json says of the text."""
 
-    directory: Path
-    config: dict[str, Any]
+    config: dict[str, Any]  # of the run
     documents: dict[str, str]  # sha256 to name
 
     @classmethod
     def read(cls, directory: Path) -> Trained | None:
-        """None where there is no training.json that names a text."""
+        """None where there is no training.json that names a text.
+
+        Raises:
+            ValueError: where it is damaged.
+        """
         path = directory / "training.json"
+        record = read_json(path) if path.is_file() else {}
         try:
-            record = read_json(path) if path.is_file() else {}
             documents = {str(document["sha256"]): str(document["name"]) for document in record["data"]}
             # What is published has only the names of files; the states of a run have whole paths.
-            return cls(directory, (load_facts(directory.parent / "state") or record)["config"], documents)
-        except (KeyError, TypeError):
+            return cls(dict((load_facts(directory.parent / "state") or record)["config"]), documents)
+        except (KeyError, TypeError, ValueError):
             return None
 
     def text(self, tokenizer: gpt2.Tokenizer, say: Callable[[str], None]) -> tuple[Corpus, Dataset]:
@@ -85,13 +89,70 @@ class Trained:
         try:
             config = TrainConfig.from_json(self.config)
             corpus = open_corpus(config.texts, config.corpus, say)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the text that it was trained on is not here: {error}") from None
         found = {document.sha256 for document in corpus.documents}
         if found != self.documents.keys():
             names = [name for digest, name in self.documents.items() if digest not in found] or [corpus.name]
             raise ValueError(f"{names[0]} is not what it was trained on (another sha256): put that back.")
         return corpus, prepare(corpus, config, say, tokenizer)
+
+
+@dataclass(frozen=True)
+class Test:
+    """What is scored, and what is known of it."""
+
+    corpus: Corpus
+    part: Part
+    scored: str  # which part of the corpus that is
+    own: Dataset | None = None  # the text that was trained on, with part as its held-out one; None where it is not here
+    names: tuple[str, ...] = ()  # of its documents
+    known: tuple[str, ...] = ()  # why it is none: the model knows the text
+    notes: tuple[str, ...] = ()
+
+
+def own_test(trained: Trained, tokenizer: gpt2.Tokenizer, say: Callable[[str], None]) -> Test:
+    """The part of its own text that the model never read."""
+    corpus, own = trained.text(tokenizer, say)
+    names = tuple(document.name for document in corpus.documents)
+    return Test(corpus, own.holdout, "the part that it never read", own, names)
+
+
+def other_test(
+    args: argparse.Namespace, directory: Path, trained: Trained | None, model: gpt2.GPT, tokenizer: gpt2.Tokenizer, say
+) -> Test:
+    """The text that the command names, or the end of it.
+
+    Raises:
+        ValueError: where the model knows it, unless args.contaminated.
+    """
+    corpus = open_corpus(args.texts, args.corpus, say)
+    part = last_part(corpus, args.holdout, model, tokenizer)
+    scored = f"the last {args.holdout:.4g} of every document" if args.holdout else "all of it"
+    own, names, known, notes = None, (), [], []
+    if trained is None:
+        notes.append("Whether it was trained on this can not be fully told: there is no training.json.")
+    else:
+        if same := [document.name for document in corpus.documents if document.sha256 in trained.documents]:
+            known.append(f"its training.json names {same[0]}" + f" and {len(same) - 1} more" * (len(same) > 1))
+        try:
+            test = own_test(trained, tokenizer, say)
+            own, names = replace(test.own, holdout=part), test.names
+        except ValueError as error:
+            notes.append(f"What it learned by heart is left out: {error}")
+    overlap = gpt2.Overlap.from_directory(directory)
+    if overlap is None and own and own.train.bytes <= memory.MAX_TEXT:
+        overlap = gpt2.Overlap.from_tensors(build(own.train.texts(tokenizer), torch.empty(0, dtype=torch.bool)))
+    if overlap is None:
+        notes.append("Whether it was trained on this can not be fully told: there is no overlap.safetensors.")
+    elif (share := overlap.share("\0".join(part.texts(tokenizer)))) > MAX_KNOWN:
+        known.append(f"{share:.0%} of the words stand in runs of 8 that it was trained on")
+    if known and not args.contaminated:
+        raise ValueError(
+            f"no test of this checkpoint: {', and '.join(known)}. Name no text, and the part that it never read is "
+            "scored; or see these figures all the same, by --contaminated."
+        )
+    return Test(corpus, part, scored, own, names, tuple(known), tuple(notes))
 
 
 def last_part(corpus: Corpus, share: float, model: gpt2.GPT, tokenizer: gpt2.Tokenizer) -> Part:
@@ -106,21 +167,6 @@ def last_part(corpus: Corpus, share: float, model: gpt2.GPT, tokenizer: gpt2.Tok
     return Part(torch.from_numpy(np.concatenate(ids)), tuple(starts), n_bytes)
 
 
-def contamination(corpus: Corpus, texts: list[str], directory: Path, trained: Trained | None) -> tuple[list, list]:
-    """(why the model knows the text, which files were not there to tell)."""
-    known, missing = [], []
-    if trained is None:
-        missing.append("training.json")
-    elif same := [document.name for document in corpus.documents if document.sha256 in trained.documents]:
-        known.append(f"its training.json names {same[0]}" + f" and {len(same) - 1} more" * (len(same) > 1))
-    overlap = gpt2.Overlap.from_directory(directory)
-    if overlap is None:
-        missing.append("overlap.safetensors")
-    elif (share := overlap.share("\0".join(texts))) > MAX_KNOWN:
-        known.append(f"{share:.0%} of the words stand in runs of 8 that it was trained on")
-    return known, missing
-
-
 def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """All that --json writes. What memorisation there calls held out is the part that was scored.
 
@@ -131,33 +177,18 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     hardware.prepare(device)
     torch.set_float32_matmul_precision("highest")  # no TensorFloat-32 in a figure
     model, tokenizer = gpt2.load(found.directory, args.device, "float32")
-    trained, own, known, notes = Trained.read(found.directory), None, [], []
+    trained = Trained.read(found.directory)
     if args.texts or args.corpus:
-        scored = f"the last {args.holdout:.4g} of every document" if args.holdout else "all of it"
-        corpus = open_corpus(args.texts, args.corpus, say)
-        part = last_part(corpus, args.holdout, model, tokenizer)
-        known, missing = contamination(corpus, list(part.texts(tokenizer)), found.directory, trained)
-        if known and not args.contaminated:
-            raise ValueError(
-                f"no test of this checkpoint: {', and '.join(known)}. Name no text, and the part that it never read is "
-                "scored; or see these figures all the same, by --contaminated."
-            )
-        notes += [f"CONTAMINATED, so these figures say little: {', and '.join(known)}."] if known else []
-        notes += [f"Contamination could not be checked: there is no {' and no '.join(missing)}."] if missing else []
-        try:
-            if trained:
-                read, own = trained.text(tokenizer, say)
-                own = replace(own, holdout=part)
-        except ValueError as error:
-            notes.append(f"What it learned by heart is left out: {error}")
+        test = other_test(args, found.directory, trained, model, tokenizer, say)
     elif trained:
-        scored = "the part that it never read"
-        corpus, own = trained.text(tokenizer, say)
-        read, part = corpus, own.holdout
+        test = own_test(trained, tokenizer, say)
     else:
         raise ValueError(f"{found.name} has no training.json that names its text: name a text to score.")
+    part, notes = test.part, list(test.notes)
     if len(part) < 2:
-        raise ValueError(f"there is nothing of {corpus.name} to score: name another text, or another --holdout.")
+        raise ValueError(f"there is nothing of {test.corpus.name} to score: name another text, or another --holdout.")
+    if test.known:
+        notes.insert(0, f"CONTAMINATED, so these figures say little: {', and '.join(test.known)}.")
     if trained and trained.config.get("init_from"):
         notes.append(f"It began as {trained.config['init_from']}; what that was trained on is not known here.")
     with progress(2 * len(part), "Scoring", unit="tok") as bar:
@@ -168,9 +199,9 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     return {
         "checkpoint": found.name,
         "commit": found.sha,
-        "text": corpus.name,
-        "scored": scored,
-        "contaminated": bool(known),
+        "text": test.corpus.name,
+        "scored": test.scored,
+        "contaminated": bool(test.known),
         "notes": notes,
         "bytes": result.bytes,
         "tokens": result.tokens,
@@ -181,8 +212,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         "accuracy": round(result.accuracy, 4),
         "calibration_error": round(result.calibration_error, 4),
         "calibration": result.calibration(),
-        "documents": by_document(corpus, part, texts, result),
-        "memorisation": own and memory.report(model, own, [document.name for document in read.documents]),
+        "documents": by_document(test.corpus, part, texts, result),
+        "memorisation": test.own and memory.report(model, test.own, test.names),
         "hardware": hardware.describe(device),
         "precision": "float32",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -212,11 +243,8 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     found = report["memorisation"] or {}
     titles = {"generated": "what it writes", "held_out": "the scored text", "train": "its own text"}
     if "novelty" in found:
-        yield (
-            "\nRuns of n words that its own text lacks\n"
-            + " " * 17
-            + "".join(f"{f'n = {n}':>8}" for n in range(1, SHOWN_NGRAMS + 1))
-        )
+        yield "\nRuns of n words that its own text lacks"
+        yield f"{'n':>17}" + "".join(f"{n:>8}" for n in range(1, SHOWN_NGRAMS + 1))
         for kind in found["copied"]:
             yield f"{titles[kind]:>17}" + "".join(f"{share:>8.1%}" for share in found["novelty"][kind][:SHOWN_NGRAMS])
         yield "\nThe most words in a row that stand in its own text, too"
@@ -229,13 +257,10 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         for kind in ("train", "held_out"):
             yield f"{titles[kind]:>17}{said[kind]['recited']:>8} of {said[kind]['prompts']}"
     rows = sorted(report["documents"], key=lambda row: row["bits_per_byte"])
-    if rows:
-        yield "\nBits per byte, by document"
-    for number, row in enumerate(rows):
-        if min(number, len(rows) - 1 - number) < SHOWN_DOCUMENTS:
-            yield f"{row['bits_per_byte']:>10.4f}  {row['name']}"
-        elif number == SHOWN_DOCUMENTS:
-            yield f"{'...':>10}  {len(rows) - 2 * SHOWN_DOCUMENTS} more"
+    lines = [f"{row['bits_per_byte']:>10.4f}  {row['name']}" for row in rows]
+    if more := lines[SHOWN_DOCUMENTS:-SHOWN_DOCUMENTS]:
+        lines[SHOWN_DOCUMENTS:-SHOWN_DOCUMENTS] = [f"{'...':>10}  {len(more)} more"]
+    yield from ["\nBits per byte, by document", *lines] if lines else []
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -169,6 +169,15 @@ def test_a_text_that_shares_too_many_words_is_refused(refusal, run, other):
     assert "24% of the words stand in runs of 8" in refusal(run, other)
 
 
+def test_where_no_hashes_were_kept_the_text_itself_tells_what_is_known(refusal, ask, run, other):
+    (run / "best" / "overlap.safetensors").unlink()
+    assert ask(run, other)["notes"] == []
+    other.write_text((run.parent / "one.txt").read_text(encoding="utf-8")[500:], encoding="utf-8")
+    assert "% of the words stand in runs of 8" in refusal(run, other)
+    (run.parent / "one.txt").unlink()
+    assert "What it learned" in (notes := ask(run, other)["notes"])[0] and "overlap.safetensors" in notes[1]
+
+
 def test_a_text_that_shares_few_words_is_not(ask, run, other):
     lines = (run.parent / "one.txt").read_text(encoding="utf-8").splitlines()[:3]
     other.write_text(prose(7, 500) + "\n".join(lines), encoding="utf-8")
@@ -187,9 +196,7 @@ def test_a_checkpoint_without_a_record_needs_a_text_and_says_what_it_can_not_tel
         (run / "best" / name).unlink()
     assert "name a text to score" in refusal(run)
     found = ask(run, other)
-    assert found["notes"] == [
-        "Contamination could not be checked: there is no training.json and no overlap.safetensors."
-    ]
+    assert [note.rpartition(" ")[2] for note in found["notes"]] == ["training.json.", "overlap.safetensors."]
     assert found["memorisation"] is None and found["bits_per_byte"] > 0
 
 
@@ -202,13 +209,26 @@ def test_a_text_that_is_gone_or_changed_is_named(ask, refusal, run, other):
     assert "cannot read one.txt" in refusal(run)
 
 
-@pytest.mark.parametrize("record", ["[]", "{}", '{"data": 1}', '{"data": [1], "config": {}}', '{"data": [{}]}'])
+def test_a_damaged_record_is_no_missing_one(refusal, run, other):
+    (run / "best" / "training.json").write_text("{", encoding="utf-8")
+    assert "training.json is not valid JSON" in refusal(run, other)
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"data": 1}', '{"data": [], "config": 1}', '{"data": [{}]}'])
 def test_a_record_of_another_kind_is_none(refusal, run, record):
     (run / "best" / "training.json").write_text(record, encoding="utf-8")
     assert "name a text to score" in refusal(run)
 
 
-@pytest.mark.parametrize("settings", ["1", "{}", '{"texts": 1}', '{"texts": [], "prompts": [], "out": null, "x": 1}'])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "{}",
+        '{"texts": 1}',
+        '{"texts": [], "prompts": [], "out": null, "corpus": 1}',
+        '{"texts": [], "prompts": [], "out": null, "x": 1}',
+    ],
+)
 def test_a_record_with_a_strange_configuration_is_refused_in_a_sentence(refusal, run, settings):
     record = f'{{"data": [{{"sha256": "1", "name": "one"}}], "config": {settings}}}'
     (run / "best" / "training.json").write_text(record, encoding="utf-8")
