@@ -94,8 +94,8 @@ def score(
     """How likely the model finds each token of a text.
 
     What was generated from a prompt gets the probabilities that the sampler saw. A text of at most block_size tokens
-    without a prompt gets the bits per byte of train/evaluate.py. A longer one is read as the sampler would, in windows
-    that overlap by half: every token beyond the first window has at least half a window before it, as in evaluate's
+    without a prompt gets the bits per byte of train/scoring.py. A longer one is read as the sampler would, in windows
+    that overlap by half: every token beyond the first window has at least half a window before it, as in its
     half-overlap figure. (The windows begin a token later each time, so the two agree to some thousandths of a bit.)
 
     Args:

@@ -24,8 +24,9 @@ FLOORS = {
     ],
     "train": [
         {"__main__"},
-        {"trainer", "setup", "learner", "export", "publish", "pusher", "upload", "space", "card", "gguf"},
-        {"dataset", "tokens", "vocabulary", "optimizer", "processes", "evaluate", "memory", "state", "journal"}
+        {"trainer", "setup", "learner", "export", "publish", "pusher", "upload", "space", "card", "gguf"}
+        | {"evaluate"},
+        {"dataset", "tokens", "vocabulary", "optimizer", "processes", "scoring", "memory", "state", "journal"}
         | {"tracking"},
         {"corpus", "plays", "document", "fetch", "config", "__init__"},
     ],

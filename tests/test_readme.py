@@ -11,6 +11,7 @@ import pytest
 
 from gpt2.__main__ import parser
 from train.__main__ import parse
+from train.evaluate import parser as evaluating
 from train.publish import parser as publishing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,12 @@ def test_every_publishing_command_is_understood():
     assert of("train.publish")
     for words in of("train.publish"):
         publishing().parse_args(words)
+
+
+def test_every_evaluating_command_is_understood():
+    assert of("train.evaluate")
+    for words in of("train.evaluate"):
+        evaluating().parse_args(words)
 
 
 def test_every_file_it_links_to_exists():

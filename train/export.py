@@ -17,7 +17,7 @@ import torch
 
 import gpt2
 from gpt2 import checkpoint, overlap
-from train import evaluate, memory, state
+from train import memory, scoring, state
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Dataset
@@ -78,11 +78,11 @@ class Exporter:
         for name, part in (("validation", self.data.validation), ("held_out", self.data.holdout)):
             if len(part) > 1:
                 say(f"Scoring the {name.replace('_', '-')} part ({part.bytes:,} bytes) ...")
-                result = evaluate.score(model, part, before_batch=check_stop)
+                result = scoring.score(model, part, before_batch=check_stop)
                 figures[f"{name}_bits_per_byte"] = round(result.bits_per_byte, 4)
                 figures[f"{name}_perplexity"] = round(result.perplexity, 3)
                 if name == "held_out":
-                    half = evaluate.score(model, part, overlap=True, before_batch=check_stop)
+                    half = scoring.score(model, part, overlap=True, before_batch=check_stop)
                     figures["held_out_bits_per_byte_half_overlap"] = round(half.bits_per_byte, 4)
         if losses := [entry["loss"] for entry in read_jsonl(self.run_dir / "metrics.jsonl") if "loss" in entry]:
             figures["train_loss"] = losses[-1]

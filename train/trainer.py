@@ -15,16 +15,16 @@ from pathlib import Path
 
 import gpt2
 from gpt2 import device as hardware
-from train import evaluate, setup, state
+from train import scoring, setup, state
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Batches, Dataset, prepare
-from train.evaluate import Stopper
 from train.export import Exporter
 from train.journal import Journal
 from train.learner import Learner
 from train.optimizer import learning_rate
 from train.processes import Lost, Processes, Stopped
+from train.scoring import Stopper
 from train.tracking import open_tracker
 
 SAMPLE = gpt2.SamplingParams(max_new_tokens=160, temperature=0.8, top_k=50, seed=1)
@@ -204,7 +204,7 @@ class Run:
 
     def validation_figure(self) -> float:
         learner, check = self.learner, self.processes.check_stop
-        result = evaluate.score(learner.model, self.data.validation, autocast=learner.autocast(), before_batch=check)
+        result = scoring.score(learner.model, self.data.validation, autocast=learner.autocast(), before_batch=check)
         return round(result.bits_per_byte, 5)
 
     def sample(self, prompt: str) -> str:

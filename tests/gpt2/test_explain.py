@@ -12,7 +12,7 @@ import torch
 import gpt2
 from gpt2 import explain
 from gpt2.sampler import filter_chain, sample
-from train import evaluate
+from train import scoring
 from train.dataset import Part
 
 TEXT = "the land and the inn, out there 😀 ÿ"
@@ -117,7 +117,7 @@ def test_rank_entropy_and_log_probability_are_those_of_the_whole_distribution(ti
 def bits_per_byte_by_the_trainer(model, tokenizer, text: str) -> float:
     ids = torch.tensor([model.config.bos_token_id, *tokenizer.encode(text)])
     part = Part(ids, starts=(0,), bytes=len(text.encode("utf-8")))
-    return evaluate.score(model, part, overlap=True).bits_per_byte
+    return scoring.score(model, part, overlap=True).bits_per_byte
 
 
 def test_a_text_that_fits_into_the_window_has_the_trainers_bits_per_byte(tiny_model, tiny_tokenizer):

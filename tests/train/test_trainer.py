@@ -62,12 +62,12 @@ def test_the_record_says_what_it_was_trained_on_and_how_long(finished, corpus):
 
 
 def test_the_figures_are_those_of_the_exported_file(finished, corpus, config):
-    from train import evaluate
+    from train import scoring
     from train.dataset import prepare
 
     _, result, _ = finished
     model, _ = gpt2.load(result.directory, "cpu", "float32")
-    score = evaluate.score(model, prepare(corpus, config).holdout)
+    score = scoring.score(model, prepare(corpus, config).holdout)
     assert result.figures["held_out_bits_per_byte"] == round(score.bits_per_byte, 4)
 
 
@@ -141,7 +141,7 @@ def test_dropout_is_a_function_of_the_seed_and_the_step(tmp_path, corpus, config
 
 def test_best_is_the_checkpoint_with_the_lowest_validation_figure(tmp_path, corpus, config, monkeypatch):
     figures = iter([5.0, 3.0, 2.0, 4.0, 4.5])
-    monkeypatch.setattr(trainer.evaluate, "score", _scripted(trainer.evaluate.score, figures))
+    monkeypatch.setattr(trainer.scoring, "score", _scripted(trainer.scoring.score, figures))
     fit(replace(config, max_steps=40), corpus, tmp_path / "run", say=lambda _: None)
     steps = [gpt2.checkpoint.read_json(tmp_path / "run" / name / "training.json")["steps"] for name in ("best", "last")]
     assert steps == [20, 40]
@@ -149,7 +149,7 @@ def test_best_is_the_checkpoint_with_the_lowest_validation_figure(tmp_path, corp
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path, corpus, config, monkeypatch):
     figures = iter([5.0, 3.0, 3.5, math.nan, 3.6, 1.0])
-    monkeypatch.setattr(trainer.evaluate, "score", _scripted(trainer.evaluate.score, figures))
+    monkeypatch.setattr(trainer.scoring, "score", _scripted(trainer.scoring.score, figures))
     result = fit(replace(config, max_steps=100, patience=3), corpus, tmp_path / "run", say=lambda _: None)
     assert result.steps == 40
 
@@ -210,12 +210,12 @@ def test_everything_that_is_saved_is_shown_to_the_hook_first(tmp_path, corpus, c
 
 
 def _scripted(real, figures):
-    """evaluate.score, but with the validation figures of a script; later scores are real."""
+    """scoring.score, but with the validation figures of a script; later scores are real."""
 
     def score(model, part, **kwargs):
         result = real(model, part, **kwargs)
         if "autocast" in kwargs:
-            result = replace(result, nats=next(figures) * math.log(2) * result.bytes)
+            result = replace(result, each=result.each * (next(figures) / result.bits_per_byte))
         return result
 
     return score
