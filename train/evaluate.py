@@ -131,7 +131,7 @@ def other_test(
     scored = f"the last {args.holdout:.4g} of every document" if args.holdout else "all of it"
     own, names, known, notes = None, (), [], []
     if trained is None:
-        notes.append("Whether it was trained on this can not be fully told: there is no training.json.")
+        notes.append("Contamination could not be fully checked: there is no training.json.")
     else:
         if same := [document.name for document in corpus.documents if document.sha256 in trained.documents]:
             known.append(f"its training.json names {same[0]}" + f" and {len(same) - 1} more" * (len(same) > 1))
@@ -144,7 +144,7 @@ def other_test(
     if overlap is None and own and own.train.bytes <= memory.MAX_TEXT:
         overlap = gpt2.Overlap.from_tensors(build(own.train.texts(tokenizer), torch.empty(0, dtype=torch.bool)))
     if overlap is None:
-        notes.append("Whether it was trained on this can not be fully told: there is no overlap.safetensors.")
+        notes.append("Contamination could not be fully checked: there is no overlap.safetensors.")
     elif (share := overlap.share("\0".join(part.texts(tokenizer)))) > MAX_KNOWN:
         known.append(f"{share:.0%} of the words stand in runs of 8 that it was trained on")
     if known and not args.contaminated:
