@@ -183,12 +183,12 @@ def room(
     def look_at_last(pages, sample):
         """What was just written, with the draws that chose it where they are known."""
         nothing = (gr.skip(), gr.skip(), "Nothing has been written yet: Generate something first.", *[gr.skip()] * 3)
-        if not pages or not any(s.text[s.given :] for s in pages[-1].samples):
+        if not pages or not pages[-1].tokens:
             return (*nothing, *[gr.skip()] * len(dials))
         now = pages[-1]
         i = min(sample, len(now.samples)) - 1 if type(sample) is int and sample > 0 else 0
         one = now.samples[i]
-        ids = one.ids or tuple(served.tokenizer.encode(one.text[one.given :]))  # of a stopped text nobody told the ids
+        ids = one.ids
         before = tuple(served.tokenizer.encode(now.prompt + one.before))
         new, _, score = glass(Looked(before, ids[:MAX_TOKENS], replace(now.params, seed=one.seed), drawn=bool(one.ids)))
         n = len(now.samples)

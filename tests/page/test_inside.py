@@ -11,7 +11,7 @@ import pytest
 import gpt2
 from gpt2.explain import next_tokens, uniform
 from page import inside
-from page.writing import pieces
+from page.writing import news
 from tests.page.conftest import TRAINED_ON
 from tests.page.visit import INJECTIONS, begin, generate, number, room, sheet, status, wait
 
@@ -21,8 +21,8 @@ PARAMS = gpt2.SamplingParams(max_new_tokens=12, temperature=0.9, top_k=30, top_p
 @pytest.fixture
 def looked(tiny_served) -> inside.Looked:
     """A text that was drawn with PARAMS."""
-    *_, outcome = pieces(tiny_served.model, tiny_served.tokenizer, "ROMEO:", PARAMS)
-    before, ids = tuple(tiny_served.tokenizer.encode("ROMEO:")), outcome.new_ids
+    *written, _ = news(tiny_served.model, tiny_served.tokenizer, [("ROMEO:", PARAMS)])
+    before, ids = tuple(tiny_served.tokenizer.encode("ROMEO:")), tuple(new.idx for new in written)
     scored = gpt2.score(tiny_served.model, tiny_served.tokenizer, ids, prompt=before, params=PARAMS)
     return inside.Looked(before, ids, PARAMS, drawn=True, ranks=tuple(token.rank for token in scored.tokens))
 

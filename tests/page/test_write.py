@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -103,10 +104,10 @@ def test_a_prompt_that_is_too_long_is_refused_in_a_sentence_and_the_page_goes_on
     wait(page, lambda: status(page).startswith("10 tokens"))
 
 
-@pytest.fixture
-def crowd(client) -> Iterator[None]:
-    """As many others as the page writes for at the same time."""
-    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(app.SLOTS)]
+@contextmanager
+def crowd(client, n: int) -> Iterator[None]:
+    """Others, who are being written for."""
+    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(n)]
     while not all(job.outputs() for job in jobs):
         time.sleep(0.05)
     yield
@@ -115,16 +116,33 @@ def crowd(client) -> Iterator[None]:
 
 
 @pytest.mark.browser
-def test_who_has_to_wait_is_told_the_place_in_the_queue_and_may_leave_it(open_page, crowd):
+def test_who_has_to_wait_is_told_the_place_in_the_queue_and_may_leave_it(open_page, client):
     first, second = open_page(), open_page()
-    for page in (first, second):
-        begin(page)
-        page.keyboard.press("Control+Enter")
-        wait(page, lambda page=page: "you are number" in status(page))
-    assert "you are number 2 of 2" in status(second)
-    second.keyboard.press("Escape")
-    wait(second, lambda: status(second) == "")
-    assert sheet(second) == ""
+    with crowd(client, app.SLOTS):
+        for page in (first, second):
+            begin(page)
+            page.keyboard.press("Control+Enter")
+            wait(page, lambda page=page: "you are number" in status(page))
+        assert "you are number 2 of 2" in status(second)
+        second.keyboard.press("Escape")
+        wait(second, lambda: status(second) == "")
+        assert sheet(second) == ""
+
+
+@pytest.mark.browser
+def test_samples_take_places_too_and_who_waits_for_one_is_told_so(open_page, client):
+    first, second = open_page(), open_page()
+    first.get_by_text("More", exact=True).click()
+    number(first, "Samples", 4)
+    with crowd(client, app.SLOTS - 2):
+        for page, said in ((first, "The next sample is number 1 in the queue."), (second, "you are number 3 in the")):
+            begin(page)
+            page.keyboard.press("Control+Enter")
+            wait(page, lambda page=page, said=said: said in status(page))
+        assert [len(text) > 10 for text in first.locator("#sheet article p").all_text_contents()] == [1, 1, 0, 0]
+        for page in (first, second):
+            page.keyboard.press("Escape")
+            wait(page, lambda page=page: "stopped by you" in status(page))
 
 
 @pytest.mark.browser
