@@ -153,6 +153,8 @@ def test_turning_a_dial_changes_the_choice_under_the_microscope(open_page):
     wait(page, lambda: "Top-k 2" in page.locator("#step thead").text_content())
     assert "2 left" in page.locator("#step thead").text_content()
     assert page.locator("#step tbody").text_content().count("out") >= 8
+    page.locator("#try_top_k").get_by_label("Reset").click()
+    wait(page, lambda: "Top-k 50" in page.locator("#step thead").text_content())
     number(page, "Temperature", 0)
     wait(page, lambda: "No chance is involved" in page.locator("#step").text_content())
 

@@ -226,11 +226,33 @@ def test_a_preset_sets_the_sliders_at_once_and_a_slider_leaves_the_preset(open_p
 
 
 @pytest.mark.browser
-def test_a_slider_goes_back_to_its_usual_value(open_page):
+def test_a_slider_goes_back_to_its_usual_value_and_leaves_the_preset(open_page):
     page = open_page()
     number(page, "Max tokens", 7)
     page.get_by_label("Reset").first.click()
     wait(page, lambda: page.get_by_label("number input for Max tokens").input_value() == "200")
+    page.get_by_label("Faithful").check()
+    wait(page, lambda: page.get_by_label("number input for Top-k").first.input_value() == "40")
+    page.locator("#top_k").get_by_label("Reset").click()
+    wait(page, lambda: page.locator("#preset input:checked").count() == 0)
+    assert page.get_by_label("number input for Top-k").first.input_value() == "50"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("query", ["", "?prompt=A&temperature=0.4&samples=3"])
+def test_a_slider_that_was_hidden_when_it_was_set_goes_back_to_its_usual_value_too(open_page, query):
+    page = open_page(query=query)
+    if query:
+        page.locator("#restored p").wait_for()
+    else:
+        page.get_by_label("Wild").check()
+    page.get_by_text("More", exact=True).click()
+    temperature = page.get_by_label("number input for Temperature").locator("visible=true")
+    wait(page, lambda: temperature.input_value() == ("0.4" if query else str(PRESETS["Wild"]["temperature"])))
+    page.locator("#temperature").get_by_label("Reset").click()
+    wait(page, lambda: temperature.input_value() == "1")
+    page.locator("#samples.block", has_text="side by side").get_by_label("Reset").click()
+    wait(page, lambda: page.get_by_label("number input for Samples").input_value() == "1")
 
 
 @pytest.mark.browser
