@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 import gpt2
 from gpt2.explain import next_tokens, uniform
 from page import inside
-from page.writing import news
+from page.share import settings_of
+from page.writing import Sample, news, write
 from tests.page.conftest import TRAINED_ON
 from tests.page.visit import INJECTIONS, begin, generate, number, room, sheet, status, wait
 
@@ -20,27 +22,40 @@ PARAMS = gpt2.SamplingParams(max_new_tokens=12, temperature=0.9, top_k=30, top_p
 
 @pytest.fixture
 def looked(tiny_served) -> inside.Looked:
-    """A text that was drawn with PARAMS."""
-    *written, _ = news(tiny_served.model, tiny_served.tokenizer, [("ROMEO:", PARAMS)])
-    before, ids = tuple(tiny_served.tokenizer.encode("ROMEO:")), tuple(new.idx for new in written)
-    scored = gpt2.score(tiny_served.model, tiny_served.tokenizer, ids, prompt=before, params=PARAMS)
-    return inside.Looked(before, ids, PARAMS, drawn=True, ranks=tuple(token.rank for token in scored.tokens))
+    """A text that was drawn with PARAMS, and continued with another seed."""
+    source, one = partial(news, tiny_served.model, tiny_served.tokenizer), None
+    for seed in (PARAMS.seed, 6):
+        values = settings_of(replace(PARAMS, seed=seed)).values()
+        *_, now = write(tiny_served, source, "ROMEO:", list(values), [one])
+        [one] = now.samples
+    given, runs = inside.runs_of(tiny_served, "ROMEO:", one)
+    assert given == "ROMEO:"
+    scored = [gpt2.score(tiny_served.model, tiny_served.tokenizer, run.ids, prompt=run.before) for run in runs]
+    return inside.Looked(runs, tuple(token for score in scored for token in score.tokens))
 
 
 def under_glass(served, looked, i, params=PARAMS) -> dict:
-    u = uniform(params.seed, i) if looked.drawn else None
-    k = max(inside.SHOWN, looked.ranks[i])
-    found = next_tokens(served.model, served.tokenizer, looked.before, k, params, u, drawn=looked.ids[:i])
+    (run, at), k = looked.at(i), max(inside.SHOWN, looked.tokens[i].rank)
+    u = uniform(run.seed, at)
+    found = next_tokens(served.model, served.tokenizer, run.before, k, params, u, drawn=run.ids[:at])
     return inside.step_value(served, looked, i, found, params)
 
 
-def test_the_draw_that_is_shown_is_the_one_that_chose(tiny_served, looked):
-    for i, idx in enumerate(looked.ids):
+def test_the_draw_that_is_shown_is_the_one_that_chose_also_before_a_text_was_continued(tiny_served, looked):
+    assert len(looked.tokens) == 2 * PARAMS.max_new_tokens
+    for i, token in enumerate(looked.tokens):
         value = under_glass(tiny_served, looked, i)
         low, high = value["draw"]["slice"]
         assert value["draw"]["same"] and low <= value["draw"]["u"] < high
         [row] = [row for row in value["rows"] if row["here"]]
-        assert row["id"] == idx and row["p"][-1] == pytest.approx(high - low, abs=1e-5)
+        assert row["id"] == token.id and row["p"][-1] == pytest.approx(high - low, abs=1e-5)
+
+
+def test_of_a_very_long_text_the_last_requests_are_shown_and_what_was_before_as_text(tiny_served, looked, monkeypatch):
+    first, second = (Sample(run.seed, tiny_served.tokenizer.decode(run.ids), run.ids) for run in looked.runs)
+    monkeypatch.setattr(inside, "MAX_TOKENS", len(second.ids) + 1)
+    given, runs = inside.runs_of(tiny_served, "A", replace(second, earlier=first))
+    assert given == "A" + first.text and [run.ids for run in runs] == [second.ids]
 
 
 def test_every_filter_that_is_on_has_a_column_and_says_how_many_are_left(tiny_served, looked):
@@ -51,13 +66,13 @@ def test_every_filter_that_is_on_has_a_column_and_says_how_many_are_left(tiny_se
 
 def test_other_settings_may_choose_another_token_with_the_same_number(tiny_served, looked):
     greedy = replace(PARAMS, temperature=0.0)
-    values = [under_glass(tiny_served, looked, i, greedy) for i in range(len(looked.ids))]
+    values = [under_glass(tiny_served, looked, i, greedy) for i in range(len(looked.tokens))]
     assert any(not value["draw"]["same"] for value in values)
     assert all(value["draw"]["u"] is None for value in values)
 
 
 def test_the_ten_likeliest_and_the_chosen_one_are_shown(tiny_served, looked):
-    for i, rank in enumerate(looked.ranks):
+    for i, rank in enumerate(token.rank for token in looked.tokens):
         assert len(under_glass(tiny_served, looked, i)["rows"]) == (10 if rank <= 10 else 11)
 
 
@@ -217,15 +232,35 @@ def test_each_sample_can_be_looked_into(open_page):
 
 
 @pytest.mark.browser
-def test_a_stopped_text_can_be_looked_into_too(open_page):
+def test_a_stopped_text_is_forked_with_the_same_seed_too(open_page):
     page = open_page()
-    page.locator("#prompt textarea").fill("ROMEO:")
-    number(page, "Max tokens", 2000)
-    page.locator("#prompt textarea").focus()
+    begin(page)
     page.keyboard.press("Control+Enter")
     wait(page, lambda: len(sheet(page)) > 40)
     page.keyboard.press("Escape")
     wait(page, lambda: "stopped by you" in status(page))
+    seed = status(page).split("Seed ")[1].split(":")[0]
     look(page)
     page.locator("#tokens button").nth(2).click()
     page.locator("#step table").wait_for()
+    assert "random number" in page.locator("#step").text_content()
+    page.locator("#step tbody tr:not(.here) button").first.click()
+    wait(page, lambda: page.locator("#sheet").is_visible() and status(page).startswith("Writing"))
+    page.keyboard.press("Escape")
+    wait(page, lambda: "stopped by you" in status(page))
+    assert f"Seed {seed}:" in status(page)
+
+
+@pytest.mark.browser
+def test_after_continue_every_token_that_was_written_is_there_and_can_be_chosen(open_page):
+    page = open_page()
+    generate(page, max_tokens=25)
+    before = sheet(page)
+    page.get_by_role("button", name="Continue").click()
+    wait(page, lambda: len(sheet(page)) > len(before) and status(page).startswith("25 tokens"))
+    look(page)
+    assert len(tokens(page)) == 50 and page.locator("#tokens .given").text_content() == "ROMEO:"
+    for i in (2, 40):
+        page.locator("#tokens button").nth(i).click()
+        wait(page, lambda i=i: f"Token {i + 1}:" in page.locator("#step").text_content())
+        assert "another token than the one" not in page.locator("#step .draw").text_content()
