@@ -20,6 +20,7 @@ from page.desk import Desk, sheet
 from page.served import Served, load, short
 from page.writing import Progress, Source, checked, news, refusal, write
 
+ENDED = "Ended before both texts were complete."
 NAMED_BY_OWNER = "COMPARE_WITH"  # environment: directories or Hub ids, divided by spaces
 
 
@@ -144,6 +145,7 @@ def room(served: Served, desk: Desk, source: Source, slots: int, tab: gr.Tab) ->
         api_visibility="private",
     )
     stop.click(None, None, None, cancels=writing)
+    writing.failure(lambda: ENDED, None, status, queue=False, show_progress="hidden", api_visibility="private")
     tab.select(None, desk.prompt, prompt, js="(text) => text")
 
 

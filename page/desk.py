@@ -123,8 +123,11 @@ def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
             now = pages[-1]
             prompt, params, samples = now.prompt + now.samples[0].before, now.params, len(now.samples)
         else:
-            prompt, params = checked(prompt, values)
-            samples = number(SAMPLES, samples)
+            try:
+                prompt, params = checked(prompt, values)
+                samples = number(SAMPLES, samples)
+            except gr.Error as error:
+                return error.message, ""
         kind = kind if kind in share.KINDS else share.KINDS[0]
         return (
             share.link(served, str(address), prompt, params, samples),
@@ -164,7 +167,8 @@ def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
             )
             paper = sheet("sheet", "The text", "What the model writes appears here.", follow=True)
             gr.HTML(
-                "<kbd>Ctrl</kbd> or <kbd>Cmd</kbd> + <kbd>Enter</kbd> generates, <kbd>Esc</kbd> stops.",
+                "<kbd>Ctrl</kbd> or <kbd>Cmd</kbd> + <kbd>Enter</kbd> generates, <kbd>Esc</kbd> stops. "
+                "Nothing that you write here is kept by this page or sent anywhere else.",
                 elem_id="keys",
                 apply_default_css=False,
             )
@@ -214,7 +218,7 @@ def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
     stop.click(None, None, None, cancels=writing)
     # Gradio calls a cancelled event a failed one. Not a second handler of the click: that would not wait for the
     # cancelling, and a last update of the text could come after it.
-    writing.failure(interrupted, [pages, status], [status, pages], **quiet)
+    ended = writing.failure(interrupted, [pages, status], [status, pages], **quiet)
 
     names = [setting.name for setting in SETTINGS]
     dials = [settings[names.index(name)] for name in PRESETS["Balanced"]]
@@ -228,6 +232,7 @@ def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
     inputs = [address, kind, prompt, *settings, pages]
     here = "(_, ...rest) => [location.origin + location.pathname, ...rest]"
     gr.on([accordion.expand, kind.input], passed_on, inputs, [link, code], js=here, **quiet)
-    writing.success(passed_on, inputs, [link, code], js=here, **quiet)
+    for event in (writing, ended):
+        event.success(passed_on, inputs, [link, code], js=here, **quiet)
     demo.load(restore, None, [prompt, *settings, restored], **quiet)
     return Desk(prompt, settings, pages)

@@ -72,6 +72,11 @@ def runs_of(served: Served, prompt: str, sample: Sample) -> tuple[str, tuple[Run
     return prompt + (sample.text if sample else ""), tuple(runs)
 
 
+def bits(token: TokenScore) -> float:
+    """How much it surprised the model."""
+    return -token.logprob / math.log(2)
+
+
 def tokens_value(score: Score, overlap: gpt2.Overlap | None, given: str = "") -> dict[str, Any]:
     """The token view's value, see web/tokens.js."""
     fields = ("text", "id", "bytes", "rank")
@@ -79,7 +84,8 @@ def tokens_value(score: Score, overlap: gpt2.Overlap | None, given: str = "") ->
         "given": given,
         "tokens": [
             {name: getattr(token, name) for name in fields}
-            | {"p": math.exp(token.logprob), "known": overlap is None or overlap.saw(token.id)}
+            | {"p": math.exp(token.logprob), "bits": bits(token)}
+            | {"known": overlap is None or overlap.saw(token.id)}
             for token in score.tokens
         ],
     }
@@ -108,7 +114,7 @@ def step_value(served: Served, looked: Looked, i: int, found: NextTokens, params
     ]
     value = {"index": i, "rows": rows, "steps": steps, "choices": 2 ** (found.entropy / math.log(2))}
     value["vocabulary"] = served.tokenizer.vocab_size
-    value["token"] = {"text": token.text, "rank": token.rank}
+    value["token"] = {"text": token.text, "rank": token.rank, "bits": bits(token)}
     if run.seed is not None:
         value["draw"] = {
             "u": None if params.greedy else uniform(run.seed, at),
@@ -216,11 +222,11 @@ def room(
         i = min(sample, len(now.samples)) - 1 if type(sample) is int and sample > 0 else 0
         given, runs = runs_of(served, now.prompt, now.samples[i])
         new, score = glass(*runs)
-        n, bits = len(now.samples), score.bits_per_byte or 0
+        n, per_byte = len(now.samples), score.bits_per_byte or 0
         return (
             new,
             None,
-            f"What the model has just written: {len(new.tokens):,} tokens, {bits:.2f} bits per byte. "
+            f"What the model has just written: {len(new.tokens):,} tokens, {per_byte:.2f} bits per byte. "
             "Choose one to see what else it could have been.",
             tokens_value(score, overlap, given if len(given) <= GIVEN else f"… {given[-GIVEN:]}"),
             {},

@@ -255,4 +255,8 @@ def report(progress: Progress) -> str:
     }[reasons.pop() if len(reasons) == 1 else "length"]
     if progress.dropped:
         said += f"The prompt is longer than the model's window: its first {progress.dropped:,} tokens were not read. "
-    return said + f"Seed {progress.params.seed}: the same seed and settings repeat this text."
+    said += f"Seed {progress.params.seed}: the same seed and settings repeat "
+    if not (before := progress.samples[0].before):
+        return said + "this text."
+    given = len(progress.prompt + before)
+    return said + f"what was added after the first {given:,} characters; the link below holds them."

@@ -303,6 +303,23 @@ def test_a_link_opens_the_same_request_in_another_tab_and_starts_nothing(open_pa
 
 
 @pytest.mark.browser
+def test_link_and_code_are_those_of_a_text_that_was_stopped_too(open_page):
+    page = open_page()
+    generate(page, max_tokens=20)
+    page.get_by_text("Share it, use it from code", exact=True).click()
+    link, code = page.locator("#link textarea"), page.locator("#code textarea")
+    wait(page, lambda: "max_new_tokens=20" in link.input_value())
+    begin(page, prompt="JULIET:")
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: len(sheet(page)) > 20 and sheet(page).startswith("JULIET:"))
+    page.keyboard.press("Escape")
+    wait(page, lambda: "stopped by you" in status(page))
+    seed = status(page).split("Seed ")[1].split(":")[0]
+    wait(page, lambda: f"seed={seed}&" in link.input_value() and "JULIET" in link.input_value())
+    assert seed in code.input_value()
+
+
+@pytest.mark.browser
 def test_a_link_made_with_another_checkpoint_or_with_nonsense_says_so(open_page):
     page = open_page(query="?prompt=A&temperature=%3Cb%3E&top_k=9999&seed=NaN&model=other/model&sha=0123abc")
     wait(page, lambda: page.locator("#prompt textarea").input_value() == "A")
