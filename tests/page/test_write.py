@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,8 @@ import pytest
 
 import app
 from page import desk
-from page.writing import PRESETS
-from tests.page.visit import INJECTIONS, begin, generate, number, sheet, status, wait
+from page.writing import PRESETS, SAMPLES, SETTINGS
+from tests.page.visit import INJECTIONS, begin, generate, number, serve, sheet, status, wait
 
 
 @pytest.mark.browser
@@ -226,6 +227,48 @@ def test_a_preset_sets_the_sliders_at_once_and_a_slider_leaves_the_preset(open_p
 
 
 @pytest.mark.browser
+def test_the_first_settings_are_in_view_and_the_others_under_more_each_with_a_line_that_explains_it(open_page):
+    page = open_page()
+
+    def in_view() -> set[str]:
+        return {
+            s.name for s in (*SETTINGS, SAMPLES) if page.locator(f"#{s.name}.block").locator("visible=true").count()
+        }
+
+    assert in_view() == {"max_new_tokens", "top_k"}
+    page.get_by_text("More", exact=True).click()
+    wait(page, lambda: in_view() == {s.name for s in (*SETTINGS, SAMPLES)})
+    for setting in (*SETTINGS, SAMPLES):
+        assert setting.info and setting.info in page.locator(f"#{setting.name}.block").first.text_content()
+
+
+@pytest.mark.browser
+def test_an_example_of_the_checkpoints_own_card_becomes_the_prompt(open_page, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    card = '---\nwidget:\n  - text: "Once upon a time"\n  - text: "<b>The end</b>"\n---\n'
+    (tmp_path / "model" / "README.md").write_text(card, encoding="utf-8")
+    with serve(tmp_path, MODEL_ID=str(tmp_path / "model")) as running:
+        page = open_page(url=running.url)
+        for example in ("Once upon a time", "<b>The end</b>"):
+            page.get_by_role("button", name=example).or_(page.get_by_role("cell", name=example)).first.click()
+            wait(page, lambda example=example: page.locator("#prompt textarea").input_value() == example)
+
+
+@pytest.mark.browser
+def test_several_samples_are_each_continued(open_page):
+    page = open_page(query="?prompt=ROMEO:&max_new_tokens=20&samples=2&seed=41")
+    wait(page, lambda: page.locator("#prompt textarea").input_value() == "ROMEO:")
+    texts = []
+    for name, words in (("Generate", "repeat this text"), ("Continue", "repeat what was added")):
+        page.get_by_role("button", name=name, exact=True).click()
+        wait(page, lambda words=words: status(page).startswith("40 tokens") and words in status(page))
+        texts.append(page.locator("#sheet article p").all_text_contents())
+    assert all(after.startswith(before) and after != before for before, after in zip(*texts, strict=True))
+    page.get_by_role("button", name="Undo").click()
+    wait(page, lambda: page.locator("#sheet article p").all_text_contents() == texts[0])
+
+
+@pytest.mark.browser
 def test_a_slider_goes_back_to_its_usual_value_and_leaves_the_preset(open_page):
     page = open_page()
     number(page, "Max tokens", 7)
@@ -267,8 +310,9 @@ def test_the_seed_of_a_text_can_be_kept(open_page):
 
 
 @pytest.mark.browser
-def test_nothing_on_the_page_moves_while_the_text_grows(open_page):
-    page = open_page()
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_on_the_page_moves_while_the_text_grows(open_page, width):
+    page = open_page(width)
     begin(page, max_tokens=600)
     page.evaluate(
         """() => new PerformanceObserver((list) => {
