@@ -24,7 +24,7 @@ import html
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,16 +36,17 @@ from gpt2.device import usable_cores
 from page import api, compare, desk, inside, training
 from page.served import Served, load_or_fall_back
 from page.style import THEME, head
-from page.writing import DEADLINE, pieces, pieces_in_company
+from page.writing import DEADLINE, Ask, News, news, news_from
 
 ZERO_GPU_ABOVE = 300_000_000  # parameters; smaller models write fast on the CPU, which costs no visitor's quota
-SLOTS = 16  # visitors who are written for at the same time; others wait in the queue
+SLOTS = 16  # texts that are written at the same time; others wait in a queue
 ZERO_GPU_MODEL: list = []  # model, tokenizer: a ZeroGPU worker is a fork and finds them here; arguments are pickled
 
 
 @spaces.GPU(duration=DEADLINE + 10)
-def pieces_on_zero_gpu(prompt: str, params: gpt2.SamplingParams) -> Iterator:
-    yield from pieces(*ZERO_GPU_MODEL, prompt, params)
+def news_on_zero_gpu(asks: Sequence[Ask]) -> Iterator[News]:
+    """All samples of a visitor in one lease."""
+    yield from news(*ZERO_GPU_MODEL, asks)
 
 
 @spaces.GPU(duration=20)
@@ -67,9 +68,9 @@ def introduction(served: Served) -> str:
 def build(served: Served) -> gr.Blocks:
     """The page and its API for one checkpoint."""
     if ZERO_GPU_MODEL:  # whose workers are forks, where no engine's thread lives
-        source, slots = pieces_on_zero_gpu, 1
+        source, slots = news_on_zero_gpu, 1
     else:
-        source, slots = partial(pieces_in_company, gpt2.Engine(served.model, served.tokenizer, SLOTS)), SLOTS
+        source, slots = partial(news_from, gpt2.Engine(served.model, served.tokenizer, SLOTS)), SLOTS
 
     def think(function: Callable, *args, **kwargs) -> Any:
         if ZERO_GPU_MODEL:

@@ -64,18 +64,27 @@ class Request:
             ValueError: where the checkpoint is damaged, as in generate().
         """
         text = TextStream(self._engine.tokenizer)
+        for idx in self.ids():
+            piece = "" if idx is None else text.push(idx)
+            if piece or idx is None:
+                yield piece
+        if piece := text.end():
+            yield piece
+
+    def ids(self) -> Iterator[int | None]:
+        """The same as the ids that it is made of; None where there was no news for a second."""
         try:
             while not self._job.read_to_end:
                 try:
                     news = self._job.news.get(timeout=HEARTBEAT)
                 except queue.Empty:
-                    yield ""
+                    yield None
                     continue
                 self._job.read_to_end = not isinstance(news, int)
                 if isinstance(news, BaseException):
                     raise news
-                if piece := text.end() if news is None else text.push(news):
-                    yield piece
+                if news is not None:
+                    yield news
         finally:  # the reader may have left
             self.cancel()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -17,18 +17,18 @@ import torch
 
 import gpt2
 from page.served import Served
-from page.writing import Setting, checked, number, refusal, words, write
+from page.writing import Setting, Source, checked, number, refusal, words, write
 
 MAX_SCORED = 4000  # tokens of one text; a page of print has about 600
 ALTERNATIVES = Setting("alternatives", "Alternatives", 0, 50, 1, 0, "")
 CANDIDATES = Setting("k", "k", 1, 200, 1, 10, "")
 
 
-def offer(served: Served, source: Callable[..., Iterator], think: Callable[..., Any], slots: int) -> None:
+def offer(served: Served, source: Source, think: Callable[..., Any], slots: int) -> None:
     """Add the endpoints to the page being built.
 
     Args:
-        source: pieces() of the served model, wherever it runs.
+        source: news() of the served model, wherever it runs.
         think: think(function, *args) calls function(model, tokenizer, *args), wherever the model runs.
         slots: how many requests may be written at once.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import takewhile
@@ -20,8 +19,9 @@ import gradio as gr
 import gpt2
 from page.desk import Desk, sheet
 from page.served import Served, load, short
-from page.writing import Progress, checked, pieces, refusal, write
+from page.writing import Progress, Source, checked, news, refusal, write
 
+ENDED = "Ended before both texts were complete."
 NAMED_BY_OWNER = "COMPARE_WITH"  # environment: directories or Hub ids, divided by spaces
 
 
@@ -77,7 +77,7 @@ def said(nows: list[Progress]) -> str:
     )
 
 
-def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int, tab: gr.Tab) -> None:
+def room(served: Served, desk: Desk, source: Source, slots: int, tab: gr.Tab) -> None:
     """Build the room; source and slots as for desk.room()."""
     others, kept = choices(served), {}
     if not others:
@@ -104,7 +104,7 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
             raise refusal("Choose one of the checkpoints in the list.")
         yield {"sheets": []}, "Loading the other checkpoint." if name not in kept else "Both are writing."
         other = second(name)
-        sources = [source, partial(pieces, other.model, other.tokenizer)]
+        sources = [source, partial(news, other.model, other.tokenizer)]
         names = [called + titled(one) for called, one in ((served.name, served), (name, other))]
         values = [*values[:-1], params.seed]
         with ExitStack() as stack:
@@ -148,6 +148,7 @@ def room(served: Served, desk: Desk, source: Callable[..., Iterator], slots: int
         api_visibility="private",
     )
     stop.click(None, None, None, cancels=writing)
+    writing.failure(lambda: ENDED, None, status, queue=False, show_progress="hidden", api_visibility="private")
     tab.select(None, desk.prompt, prompt, js="(text) => text")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import gradio as gr
 from page import share
 from page.served import Served, examples
 from page.style import script
-from page.writing import PRESETS, SAMPLES, SETTINGS, Progress, Setting, checked, number, report, write
+from page.writing import PRESETS, SAMPLES, SETTINGS, Progress, Setting, Source, checked, number, report, write
 
 WAITING = "Waiting for the model."
 NOTHING = "Nothing has been written yet."
@@ -76,12 +75,12 @@ def sheet(elem_id: str, label: str, empty: str, follow: bool = False) -> gr.HTML
     )
 
 
-def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.Blocks) -> Desk:
+def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
     """Build the room on demo.
 
     Args:
-        source: pieces() of the served model, wherever it runs.
-        slots: how many visitors are written for at the same time.
+        source: news() of the served model, wherever it runs.
+        slots: how many requests may be written at once.
     """
 
     def respond(event: gr.EventData, prompt, *rest):
@@ -89,7 +88,7 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
         *values, samples, pages = rest
         pages = pages or ()
         pressed = getattr(getattr(event, "target", None), "elem_id", None)
-        before = [""] * number(SAMPLES, samples)
+        earlier = [None] * number(SAMPLES, samples)
         if pressed in ("continue", "regenerate", "undo"):
             if not pages:
                 yield gr.skip(), NOTHING, pages, gr.skip()
@@ -99,12 +98,12 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
                 yield shown(pages), report(pages[-1]) if pages else "", pages, pages[-1].prompt if pages else gr.skip()
                 return
             prompt, last = pages[-1].prompt, pages[-1].samples
-            before = [sample.text if pressed == "continue" else sample.before for sample in last]
+            earlier = [sample if pressed == "continue" else sample.earlier for sample in last]
             if pressed == "regenerate":
                 values = [*values[:-1], -1]
         status, said = gr.skip(), -math.inf
         pages = pages[-REMEMBERED:]
-        with closing(write(served, source, prompt, values, before)) as progress:
+        with closing(write(served, source, prompt, values, earlier)) as progress:
             for now in progress:
                 if now.done or now.seconds - said >= 1:  # a screen reader reads every change aloud
                     status, said = report(now), now.seconds
@@ -124,8 +123,11 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
             now = pages[-1]
             prompt, params, samples = now.prompt + now.samples[0].before, now.params, len(now.samples)
         else:
-            prompt, params = checked(prompt, values)
-            samples = number(SAMPLES, samples)
+            try:
+                prompt, params = checked(prompt, values)
+                samples = number(SAMPLES, samples)
+            except gr.Error as error:
+                return error.message, ""
         kind = kind if kind in share.KINDS else share.KINDS[0]
         return (
             share.link(served, str(address), prompt, params, samples),
@@ -165,7 +167,8 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
             )
             paper = sheet("sheet", "The text", "What the model writes appears here.", follow=True)
             gr.HTML(
-                "<kbd>Ctrl</kbd> or <kbd>Cmd</kbd> + <kbd>Enter</kbd> generates, <kbd>Esc</kbd> stops.",
+                "<kbd>Ctrl</kbd> or <kbd>Cmd</kbd> + <kbd>Enter</kbd> generates, <kbd>Esc</kbd> stops. "
+                "Nothing that you write here is kept by this page or sent anywhere else.",
                 elem_id="keys",
                 apply_default_css=False,
             )
@@ -215,7 +218,7 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
     stop.click(None, None, None, cancels=writing)
     # Gradio calls a cancelled event a failed one. Not a second handler of the click: that would not wait for the
     # cancelling, and a last update of the text could come after it.
-    writing.failure(interrupted, [pages, status], [status, pages], **quiet)
+    ended = writing.failure(interrupted, [pages, status], [status, pages], **quiet)
 
     names = [setting.name for setting in SETTINGS]
     dials = [settings[names.index(name)] for name in PRESETS["Balanced"]]
@@ -229,6 +232,7 @@ def room(served: Served, source: Callable[..., Iterator], slots: int, demo: gr.B
     inputs = [address, kind, prompt, *settings, pages]
     here = "(_, ...rest) => [location.origin + location.pathname, ...rest]"
     gr.on([accordion.expand, kind.input], passed_on, inputs, [link, code], js=here, **quiet)
-    writing.success(passed_on, inputs, [link, code], js=here, **quiet)
+    for event in (writing, ended):
+        event.success(passed_on, inputs, [link, code], js=here, **quiet)
     demo.load(restore, None, [prompt, *settings, restored], **quiet)
     return Desk(prompt, settings, pages)

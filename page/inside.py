@@ -10,20 +10,21 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 import gpt2
-from gpt2.explain import NextTokens, Score, uniform
+from gpt2.explain import NextTokens, Score, TokenScore, uniform
 from page.desk import Desk
 from page.served import Served
 from page.style import script
-from page.writing import MAX_SEED, SETTINGS, checked, number, refusal, words
+from page.writing import SETTINGS, Sample, checked, number, refusal, words
 
 MAX_TOKENS = 4000  # that one look covers; more buttons than that and the browser stutters
 SHOWN = 10  # alternatives
+GIVEN = 600  # characters of what stood before, to see where the tokens begin
 DIALS = [setting for setting in SETTINGS if setting.name not in ("max_new_tokens", "seed")]
 STAGES = {
     "raw": "Model",
@@ -37,14 +38,43 @@ STAGES = {
 
 
 @dataclass(frozen=True)
-class Looked:
-    """The text under the glass."""
+class Run:
+    """What one request wrote, or a text of the visitor's own."""
 
     before: tuple[int, ...]  # ids that were given; empty for a text of the visitor's own
-    ids: tuple[int, ...]  # that the model drew, or whose likelihood is asked
-    params: gpt2.SamplingParams
-    drawn: bool  # whether params.seed drew ids
-    ranks: tuple[int, ...] = ()
+    ids: tuple[int, ...]
+    seed: int | None  # that drew ids
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The text under the glass: what one request after the other wrote."""
+
+    runs: tuple[Run, ...]
+    tokens: tuple[TokenScore, ...]  # of all of them
+
+    def at(self, i: int) -> tuple[Run, int]:
+        """Whose the token i is, and which of its."""
+        for run in self.runs:
+            if i < len(run.ids):
+                return run, i
+            i -= len(run.ids)
+        raise IndexError(i)
+
+
+def runs_of(served: Served, prompt: str, sample: Sample) -> tuple[str, tuple[Run, ...]]:
+    """The requests that wrote a sample, the last of at most MAX_TOKENS in all; and the text before them."""
+    runs, left = [], MAX_TOKENS
+    while sample and len(sample.ids) <= left:
+        before = tuple(served.tokenizer.encode(prompt + sample.before))
+        runs.insert(0, Run(before, sample.ids, sample.seed))
+        left, sample = left - len(sample.ids), sample.earlier
+    return prompt + (sample.text if sample else ""), tuple(runs)
+
+
+def bits(token: TokenScore) -> float:
+    """How much it surprised the model."""
+    return -token.logprob / math.log(2)
 
 
 def tokens_value(score: Score, overlap: gpt2.Overlap | None, given: str = "") -> dict[str, Any]:
@@ -54,7 +84,8 @@ def tokens_value(score: Score, overlap: gpt2.Overlap | None, given: str = "") ->
         "given": given,
         "tokens": [
             {name: getattr(token, name) for name in fields}
-            | {"p": math.exp(token.logprob), "known": overlap is None or overlap.saw(token.id)}
+            | {"p": math.exp(token.logprob), "bits": bits(token)}
+            | {"known": overlap is None or overlap.saw(token.id)}
             for token in score.tokens
         ],
     }
@@ -62,7 +93,8 @@ def tokens_value(score: Score, overlap: gpt2.Overlap | None, given: str = "") ->
 
 def step_value(served: Served, looked: Looked, i: int, found: NextTokens, params: gpt2.SamplingParams) -> dict:
     """The microscope's value, see web/step.js."""
-    actual = looked.ids[i]
+    (run, at), token = looked.at(i), looked.tokens[i]
+    actual = token.id
     rows = [
         {"id": c.id, "text": c.text, "p": [step.probabilities[j] for step in found.steps], "here": c.id == actual}
         for j, c in enumerate(found.candidates)
@@ -82,10 +114,10 @@ def step_value(served: Served, looked: Looked, i: int, found: NextTokens, params
     ]
     value = {"index": i, "rows": rows, "steps": steps, "choices": 2 ** (found.entropy / math.log(2))}
     value["vocabulary"] = served.tokenizer.vocab_size
-    value["token"] = {"text": rows[[row["here"] for row in rows].index(True)]["text"], "rank": looked.ranks[i]}
-    if looked.drawn:
+    value["token"] = {"text": token.text, "rank": token.rank, "bits": bits(token)}
+    if run.seed is not None:
         value["draw"] = {
-            "u": None if params.greedy else uniform(params.seed, i),
+            "u": None if params.greedy else uniform(run.seed, at),
             "slice": found.interval,
             "text": found.chosen.text,
             "same": found.chosen.id == actual,
@@ -175,39 +207,37 @@ def room(
             ]
     looked, at = gr.State(None), gr.State(None)
 
-    def glass(new: Looked) -> tuple:
-        score = think(gpt2.score, new.ids, prompt=new.before, params=new.params, alternatives=1)
-        new = replace(new, ranks=tuple(token.rank for token in score.tokens))
-        return new, None, score
+    def glass(*runs: Run) -> tuple[Looked, Score]:
+        scores = [think(gpt2.score, run.ids, prompt=run.before, alternatives=0) for run in runs]
+        tokens = tuple(token for score in scores for token in score.tokens)
+        score = Score(tokens, sum(score.nats for score in scores), sum(score.bytes for score in scores))
+        return Looked(runs, tokens), score
 
     def look_at_last(pages, sample):
-        """What was just written, with the draws that chose it where they are known."""
+        """What was just written, with the draws that chose it."""
         nothing = (gr.skip(), gr.skip(), "Nothing has been written yet: Generate something first.", *[gr.skip()] * 3)
-        if not pages or not any(s.text[s.given :] for s in pages[-1].samples):
+        if not any(s.ids or s.earlier for now in pages[-1:] for s in now.samples):
             return (*nothing, *[gr.skip()] * len(dials))
         now = pages[-1]
         i = min(sample, len(now.samples)) - 1 if type(sample) is int and sample > 0 else 0
-        one = now.samples[i]
-        ids = one.ids or tuple(served.tokenizer.encode(one.text[one.given :]))  # of a stopped text nobody told the ids
-        before = tuple(served.tokenizer.encode(now.prompt + one.before))
-        new, _, score = glass(Looked(before, ids[:MAX_TOKENS], replace(now.params, seed=one.seed), drawn=bool(one.ids)))
-        n = len(now.samples)
+        given, runs = runs_of(served, now.prompt, now.samples[i])
+        new, score = glass(*runs)
+        n, per_byte = len(now.samples), score.bits_per_byte or 0
         return (
             new,
             None,
-            f"What the model has just written: {len(ids):,} tokens, {score.bits_per_byte or 0:.2f} bits per byte. "
+            f"What the model has just written: {len(new.tokens):,} tokens, {per_byte:.2f} bits per byte. "
             "Choose one to see what else it could have been.",
-            tokens_value(score, overlap, (now.prompt + one.before)[-600:]),
+            tokens_value(score, overlap, given if len(given) <= GIVEN else f"… {given[-GIVEN:]}"),
             {},
             gr.Dropdown(list(range(1, n + 1)), value=i + 1, visible=n > 1),
             *(getattr(now.params, d.name) for d in DIALS),
         )
 
-    def look_at_own(text, *values):
+    def look_at_own(text):
         text = words(text, "The text")
         ids = tuple(served.tokenizer.encode(text))
-        params = checked("", settings_from(values))[1]
-        new, _, score = glass(Looked((), ids[:MAX_TOKENS], params, drawn=False))
+        new, score = glass(Run((), ids[:MAX_TOKENS], None))
         cut = f" Only the first {MAX_TOKENS:,} tokens are shown." if len(ids) > MAX_TOKENS else ""
         return (
             new,
@@ -228,32 +258,34 @@ def room(
 
     def show(now, i, *values):
         """The microscope on token i, with the dials as they stand."""
-        if now is None or type(i) is not int or not 0 <= i < len(now.ids):
+        if now is None or type(i) is not int or not 0 <= i < len(now.tokens):
             return gr.skip()
-        params = replace(checked("", settings_from(values))[1], seed=now.params.seed)
-        u = uniform(params.seed, i) if now.drawn else None
-        k = max(SHOWN, now.ranks[i])
-        found = think(gpt2.next_tokens, now.before, k, params, u, drawn=now.ids[:i])
+        params = checked("", settings_from(values))[1]
+        run, at = now.at(i)
+        u = None if run.seed is None else uniform(run.seed, at)
+        k = max(SHOWN, now.tokens[i].rank)
+        found = think(gpt2.next_tokens, run.before, k, params, u, drawn=run.ids[:at])
         return step_value(served, now, i, found, params)
 
     def fork(event: gr.EventData, now, i, *values):
         """Prompt, settings and tab that go on from the token i with another one in its place, and the same seed."""
         chosen = event._data.get("id") if isinstance(event._data, dict) else None
-        known = now is not None and type(i) is int and 0 <= i < len(now.ids)
+        known = now is not None and type(i) is int and 0 <= i < len(now.tokens)
         if not known or type(chosen) is not int or not 0 <= chosen < served.tokenizer.vocab_size:
             raise refusal("Choose a token first.")
-        ids = [*now.before, *now.ids[:i], chosen]
+        run, at = now.at(i)
+        ids = [*run.before, *run.ids[:at], chosen]
         text = served.tokenizer.decode([idx for idx in ids if idx != served.tokenizer.endoftext])
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             raise refusal("That token is only a piece of a character; choose a whole one.")
-        seed = now.params.seed if now.drawn and now.params.seed <= MAX_SEED else -1
+        seed = -1 if run.seed is None else run.seed
         return [text, *(number(d, v) for d, v in zip(DIALS, values, strict=True)), seed, gr.Tabs(selected="write")]
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     busy = quiet | {"concurrency_id": "look", "concurrency_limit": 1}
     seen = [looked, at, summary, tokens, step, which]
     gr.on([tab.select, back.click, which.input], look_at_last, [desk.pages, which], [*seen, *dials], **busy)
-    gr.on([judge.click, own.submit], look_at_own, [own, *dials], seen, preprocess=False, **busy)
+    gr.on([judge.click, own.submit], look_at_own, own, seen, preprocess=False, **busy)
     tokens.select(choose, [looked, *dials], [at, step], preprocess=False, **busy)
     gr.on([dial.input for dial in dials], show, [looked, at, *dials], step, trigger_mode="always_last", **busy)
     view.input(None, view, None, js="(name) => (document.querySelector('#tokens .tokens').dataset.view = name)")

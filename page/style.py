@@ -36,7 +36,8 @@ def script(name: str) -> str:
 
 
 def head() -> str:
-    """What the page's head needs: the styles and keys are there before anything is drawn. The icon is no favicon_path,
-    for which Gradio would open a route that resizes it to any size."""
+    """What the page's head needs: styles, keys and resets are there before anything is drawn. The icon is no
+    favicon_path, for which Gradio would open a route that resizes it to any size."""
     icon = f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{quote(read("icon.svg").strip())}">'
-    return f"{icon}<style>{read('page.css')}</style><script>{read('keys.js')}</script>"
+    scripts = "".join(f"<script>{read(name)}</script>" for name in ("keys.js", "reset.js"))
+    return f"{icon}<style>{read('page.css')}</style>{scripts}"

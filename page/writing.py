@@ -11,20 +11,24 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
+import torch
 
 import gpt2
-from gpt2.tokenizer import well_formed
+from gpt2.sampler import Draft, prompt_ids, stream_ids
+from gpt2.tokenizer import TextStream, well_formed
 from page.served import Served
 
 MAX_PROMPT_CHARS = 20_000  # checked first: turning megabytes into tokens would itself be the attack
 MAX_SEED = 2**53 - 1  # the largest whole number that a browser holds exactly
 DEADLINE = 60  # seconds that one visitor may keep the model from the next
 UPDATES_PER_SECOND = 20  # of the text; more than that no eye sees
+END = object()  # of a stream
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,14 @@ class Sample:
 
     seed: int
     text: str = ""  # all of it, with what earlier requests wrote
-    given: int = 0  # characters of it that were there before this request
-    ids: tuple[int, ...] = ()  # of what this request wrote, once it is complete
+    ids: tuple[int, ...] = ()  # of what this request wrote
     stop_reason: str | None = None  # None while it is being written
+    earlier: Sample | None = None  # what this request went on from
 
     @property
     def before(self) -> str:
-        """What this request went on from."""
-        return self.text[: self.given]
+        """The text that this request went on from."""
+        return self.earlier.text if self.earlier else ""
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,12 @@ class Progress:
     params: gpt2.SamplingParams  # the seed is that of the first sample; each further one has the next
     samples: tuple[Sample, ...]
     dropped: int = 0  # tokens of the prompt that lie before the model's window
-    tokens: int = 0
     seconds: float = 0.0
+    place: int = 0  # in the queue, of the first sample that waits for the model; 0 where none does
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sample.ids) for sample in self.samples)
 
     @property
     def done(self) -> bool:
@@ -101,16 +109,43 @@ class Progress:
         return replace(self, samples=tuple(samples))
 
 
-def pieces(model: gpt2.GPT, tokenizer: gpt2.Tokenizer, prompt: str, params: gpt2.SamplingParams) -> Iterator:
-    """The pieces of the continuation, and gpt2.Outcome as the last item."""
-    yield (yield from gpt2.generate(model, tokenizer, prompt, params))
+@dataclass(frozen=True)
+class News:
+    """What has become of one among several samples; perhaps nothing, but time has passed."""
+
+    sample: int
+    idx: int | None = None  # its next token
+    stop_reason: str | None = None  # why it has ended
+    place: int = 0  # as in Progress
 
 
-def pieces_in_company(engine: gpt2.Engine, prompt: str, params: gpt2.SamplingParams) -> Iterator:
-    """The same from an engine, which writes for many at once; "" where there is no news."""
-    request = engine.submit(prompt, params)
-    yield from request
-    yield request.outcome
+Ask = tuple[str, gpt2.SamplingParams]  # for one sample: what it goes on from, and how
+Source = Callable[[Sequence[Ask]], Iterator[News]]
+
+
+@torch.inference_mode()
+def news(model: gpt2.GPT, tokenizer: gpt2.Tokenizer, asks: Sequence[Ask]) -> Iterator[News]:
+    """Write samples with a model of one's own: a token of each in turn, so that they grow together."""
+    drafts = [Draft(model.config, prompt_ids(model, tokenizer, prompt), params) for prompt, params in asks]
+    for row in zip_longest(*(stream_ids(model, draft) for draft in drafts)):
+        yield from (News(i, idx) for i, idx in enumerate(row) if idx is not None)
+    yield from (News(i, stop_reason=draft.stop_reason) for i, draft in enumerate(drafts))
+
+
+def news_from(engine: gpt2.Engine, asks: Sequence[Ask]) -> Iterator[News]:
+    """The same from an engine, which writes for many at once."""
+    requests = [engine.submit(prompt, params) for prompt, params in asks]
+    streams = {i: request.ids() for i, request in enumerate(requests)}
+    while streams:
+        waiting = [i for i in streams if requests[i].position]  # they get their places in this order
+        for i in [i for i in streams if i not in waiting] or waiting[:1]:
+            idx = next(streams[i], END)
+            place = requests[waiting[0]].position if waiting else 0
+            if idx is END:
+                del streams[i]
+                yield News(i, stop_reason=requests[i].outcome.stop_reason, place=place)
+            else:
+                yield News(i, idx, place=place)
 
 
 def number(setting: Setting, value: Any) -> int | float:
@@ -162,42 +197,39 @@ def refusal(sentence: str) -> gr.Error:
 
 
 def write(
-    served: Served, source: Callable[..., Iterator], prompt: Any, values: Sequence[Any], before: Sequence[str] = ("",)
+    served: Served, source: Source, prompt: Any, values: Sequence[Any], earlier: Sequence[Sample | None] = (None,)
 ) -> Iterator[Progress]:
     """Check a request, then yield Progress as its texts grow, at most UPDATES_PER_SECOND; the last has all of them.
     Closing this ends the generation.
 
     Args:
-        source: pieces() of the served model, wherever it runs.
-        before: what is already written of each sample; as many are written as there are items.
+        source: news() of the served model, wherever it runs.
+        earlier: what each sample goes on from; as many are written as there are items.
     """
     prompt, params = checked(prompt, values)
-    samples = [Sample((params.seed + i) % (MAX_SEED + 1), text, len(text)) for i, text in enumerate(before)]
+    samples = [
+        Sample((params.seed + i) % (MAX_SEED + 1), one.text if one else "", earlier=one)
+        for i, one in enumerate(earlier)
+    ]
     longest = max(len(served.tokenizer.encode(prompt + sample.text)) for sample in samples)
     now = Progress(prompt, params, tuple(samples), max(0, longest - served.model.config.block_size))
     yield now
     started, shown = time.monotonic(), -math.inf
+    texts = [TextStream(served.tokenizer) for _ in samples]
     try:
-        with ExitStack() as stack:
-            streams = [
-                stack.enter_context(closing(source(prompt + s.text, replace(params, seed=s.seed)))) for s in samples
-            ]
-            while not now.done:
-                tokens = now.tokens
-                for i, sample in enumerate(samples):  # a piece of each in turn, so that they grow together
-                    if sample.stop_reason:
-                        continue
-                    piece = next(streams[i])
-                    if isinstance(piece, gpt2.Outcome):
-                        samples[i] = replace(sample, ids=piece.new_ids, stop_reason=piece.stop_reason)
-                    else:
-                        samples[i], tokens = replace(sample, text=sample.text + piece), tokens + bool(piece)
-                now = replace(now, samples=tuple(samples), tokens=tokens, seconds=time.monotonic() - started)
+        with closing(source([(prompt + s.text, replace(params, seed=s.seed)) for s in samples])) as stream:
+            for new in stream:
+                one, text = samples[new.sample], texts[new.sample]
+                if new.stop_reason:
+                    one = replace(one, text=one.text + text.end(), stop_reason=new.stop_reason)
+                elif new.idx is not None:
+                    one = replace(one, text=one.text + text.push(new.idx), ids=(*one.ids, new.idx))
+                samples[new.sample] = one
+                now = replace(now, samples=tuple(samples), seconds=time.monotonic() - started, place=new.place)
                 if now.seconds - shown >= 1 / UPDATES_PER_SECOND and not now.done:
                     shown = now.seconds
                     yield now
-            # A piece may hold several tokens, where a character took more than one: only now are they known.
-            yield replace(now, tokens=sum(len(sample.ids) for sample in samples))
+        yield now
     except (ValueError, gpt2.EngineError) as error:  # a damaged checkpoint, or an engine whose queue is full
         yield now.ended("error")
         raise refusal(html.escape(str(error))) from error
@@ -206,11 +238,13 @@ def write(
 def report(progress: Progress) -> str:
     """The status line."""
     if not progress.done and not progress.tokens:
-        return "Reading the prompt."
+        waits = f"Others are writing: you are number {progress.place} in the queue."
+        return waits if progress.place else "Reading the prompt."
     count = f"{progress.tokens:,} token{'s' * (progress.tokens != 1)}"
     said = f"{count} in {progress.seconds:.1f} s, {progress.tokens / max(progress.seconds, 1e-3):,.0f} per second"
     if not progress.done:
-        return f"Writing: {said}."
+        waits = f" The next sample is number {progress.place} in the queue." if progress.place else ""
+        return f"Writing: {said}.{waits}"
     reasons = {sample.stop_reason for sample in progress.samples}
     said += {
         "length": "; that is the maximum you set. ",
@@ -221,4 +255,8 @@ def report(progress: Progress) -> str:
     }[reasons.pop() if len(reasons) == 1 else "length"]
     if progress.dropped:
         said += f"The prompt is longer than the model's window: its first {progress.dropped:,} tokens were not read. "
-    return said + f"Seed {progress.params.seed}: the same seed and settings repeat this text."
+    said += f"Seed {progress.params.seed}: the same seed and settings repeat "
+    if not (before := progress.samples[0].before):
+        return said + "this text."
+    given = len(progress.prompt + before)
+    return said + f"what was added after the first {given:,} characters; the link below holds them."

@@ -7,4 +7,5 @@ const make = (tag, attributes = {}, ...children) => {
     return node;
 };
 const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)}%` : p >= 0.0005 ? `${(100 * p).toFixed(1)}%` : "<0.1%");
+const surprise = (bits) => `surprise of ${bits.toFixed(1)} bits`; // goes on where percent() ends
 const quoted = (text) => `“${text.replaceAll("\n", "⏎").replaceAll("\t", "⇥")}”`;

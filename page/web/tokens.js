@@ -1,6 +1,6 @@
 // A text as the tokens that it is made of: one button each, arrow keys move among them, Enter or a click chooses.
-// value: {given, tokens: [{text, id, bytes, rank, p, known}, ...]}. How likely a token was is told by colour, by the line under it,
-// and in words.
+// value: {given, tokens: [{text, id, bytes, rank, p, bits, known}, ...]}. How likely a token was is told by colour, by the
+// line under it, and in words.
 const CLASSES = [
     [0.5, "sure", "half or more"],
     [0.1, "likely", "10% to 50%"],
@@ -15,9 +15,9 @@ element.querySelector(".legend").append(
 );
 const draw = () => {
     const parts = props.value?.given ? [make("span", { class: "given" }, props.value.given)] : [];
-    (props.value?.tokens ?? []).forEach(({ text, id, bytes, rank, p, known }, i) => {
+    (props.value?.tokens ?? []).forEach(({ text, id, bytes, rank, p, bits, known }, i) => {
         const unseen = known ? "" : ", nowhere in the training text";
-        const label = `${quoted(text)} ${percent(p)}, rank ${rank}, token ${id}, ${bytes} bytes${unseen}`;
+        const label = `${quoted(text)} ${percent(p)}, ${surprise(bits)}, rank ${rank}, token ${id}, ${bytes} bytes${unseen}`;
         const shown = text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +$/, (s) => "␣".repeat(s.length));
         const attributes = { class: `token ${classOf(p)}${known ? "" : " unseen"}`, title: label, "aria-label": label, "data-i": i };
         parts.push(make("button", { type: "button", tabindex: i ? -1 : 0, "aria-pressed": false, ...attributes }, shown));

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from urllib.parse import urlsplit
 
@@ -30,9 +31,7 @@ from tests.page.visit import ROOT, serve
 
 
 def written(served: loading.Served, prompt, *values) -> list[writing.Progress]:
-    def source(prompt, params):
-        return writing.pieces(served.model, served.tokenizer, prompt, params)
-
+    source = partial(writing.news, served.model, served.tokenizer)
     return list(writing.write(served, source, prompt, values or (None,) * len(writing.SETTINGS)))
 
 
@@ -156,23 +155,53 @@ def test_importing_the_app_does_nothing(run_python):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_zero_gpu_finds_the_decorated_functions_and_comes_before_torch(run_python, tmp_path):
+DECORATED = f"ZeroGPU lends to news_on_zero_gpu for {writing.DEADLINE + 10} s, to on_zero_gpu for 20 s"
+
+
+@pytest.fixture
+def zero_gpu(tmp_path) -> dict[str, str]:
+    """The environment of a ZeroGPU Space, with a stand-in for its package that says at the end of a start, and with
+    every loan, what it has seen."""
     (tmp_path / "spaces.py").write_text(
         "import sys\n"
         "found = ['torch came first'] if 'torch' in sys.modules else []\n"
         "def GPU(duration):\n"
-        "    return lambda function: found.append((function.__name__, duration)) or function\n",
+        "    def decorate(function):\n"
+        "        found.append(f'to {function.__name__} for {duration} s')\n"
+        "        if len(found) == 2:\n"
+        "            print('ZeroGPU lends', ', '.join(found), flush=True)\n"
+        "        return function\n"
+        "    return decorate\n"
+        "def gradio_auto_wrap(function):  # Gradio asks for it there\n"
+        "    return function\n",
         encoding="utf-8",
     )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = run_python("-c", "import app, spaces; print(spaces.found)", PYTHONPATH=path)
-    assert done.stdout.strip() == str([("pieces_on_zero_gpu", writing.DEADLINE + 10), ("on_zero_gpu", 20)])
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "SPACES_ZERO_GPU": "true"}
+
+
+def test_zero_gpu_finds_the_decorated_functions_and_comes_before_torch(run_python, zero_gpu):
+    assert run_python("-c", "import app", **zero_gpu).stdout.strip() == DECORATED
+
+
+def test_several_samples_take_one_loan_of_a_zero_gpu(tiny_served, monkeypatch):
+    loans = []
+    monkeypatch.setattr(app, "ZERO_GPU_MODEL", [tiny_served.model, tiny_served.tokenizer])
+
+    def lend(asks):
+        loans.append(len(asks))
+        yield from app.news_on_zero_gpu(asks)
+
+    values = (20, *[None] * 5, 1)
+    *_, last = writing.write(tiny_served, lend, "ROMEO:", values, [None] * 3)
+    assert loans == [3]
+    alone = [written(tiny_served, "ROMEO:", *values[:-1], seed)[-1].samples[0] for seed in (1, 2, 3)]
+    assert list(last.samples) == alone
 
 
 def test_a_large_model_on_zero_gpu_writes_the_same_text(tiny_served, monkeypatch):
     monkeypatch.setattr(app, "ZERO_GPU_MODEL", [tiny_served.model, tiny_served.tokenizer])
     values = (50, 50, 1.0, 1.0, 0.0, 1.0, 3)
-    *_, borrowed = writing.write(tiny_served, app.pieces_on_zero_gpu, "ROMEO:", values)
+    *_, borrowed = writing.write(tiny_served, app.news_on_zero_gpu, "ROMEO:", values)
     assert replace(borrowed, seconds=0) == replace(written(tiny_served, "ROMEO:", *values)[-1], seconds=0)
 
 
@@ -261,15 +290,16 @@ def test_the_page_shows_the_commit_of_a_model_from_the_hub(hub, tiny_checkpoint,
         assert not running.call("model_info", [])["complete"][0]["fallback"]
 
 
-def test_it_starts_as_a_space_does_and_only_there_answers_other_machines(running, checkpoint, tmp_path):
+def test_it_starts_as_a_space_does_and_only_there_answers_other_machines(running, checkpoint, tmp_path, zero_gpu):
     def answers_other_machines(at) -> bool:
         with socket.socket() as s:
             return s.connect_ex(("127.0.0.2", urlsplit(at.url).port)) == 0
 
-    as_space = {"SYSTEM": "spaces", "SPACE_ID": "me/space", "SPACES_ZERO_GPU": "true", "GRADIO_SSR_MODE": "True"}
+    as_space = {"SYSTEM": "spaces", "SPACE_ID": "me/space", "GRADIO_SSR_MODE": "True", **zero_gpu}
     with serve(tmp_path, MODEL_ID=str(checkpoint), GRADIO_CACHE_EXAMPLES="true", **as_space) as space:
         assert space.call("generate", GOOD)["complete"]
         assert space.call("model_info", [])["complete"][0]["device"] == "cpu"
+        assert DECORATED in space.log().splitlines()
         if sys.platform == "linux":  # elsewhere 127.0.0.2 is nobody
             assert answers_other_machines(space) and not answers_other_machines(running)
 
@@ -332,15 +362,40 @@ def test_the_introduction_says_what_the_model_was_trained_on(checkpoint):
     [("length", "maximum"), ("end-of-text", "ended"), ("deadline", "60 seconds"), ("cancelled", "stopped by you")],
 )
 def test_the_status_line_says_how_much_how_fast_why_it_ended_and_the_seed(reason, words):
-    params, sample = gpt2.SamplingParams(seed=1234), writing.Sample(1234, stop_reason=reason)
-    said = writing.report(writing.Progress("A", params, (sample,), tokens=1200, seconds=4.0))
+    params, sample = gpt2.SamplingParams(seed=1234), writing.Sample(1234, ids=(0,) * 1200, stop_reason=reason)
+    said = writing.report(writing.Progress("A", params, (sample,), seconds=4.0))
     assert said.startswith("1,200 tokens in 4.0 s, 300 per second") and words in said and "Seed 1234" in said
+
+
+def test_after_continue_the_status_line_says_what_the_seed_repeats():
+    params, first = gpt2.SamplingParams(seed=1), writing.Sample(3, " two", (0,), "length")
+    sample = replace(first, text=" two three", earlier=first)
+    said = writing.report(writing.Progress("one", params, (sample,)))
+    assert "repeat what was added after the first 7 characters" in said and "this text" not in said
+    assert said.startswith("1 token in")
 
 
 def test_a_prompt_that_is_longer_than_the_window_is_said_to_have_lost_its_beginning(tiny_served):
     last = written(tiny_served, "z" * 50, 3, *[None] * 6)[-1]
     assert last.dropped == 50 - tiny_served.model.config.block_size
     assert f"first {last.dropped} tokens were not read" in writing.report(last)
+
+
+def test_samples_that_wait_do_not_keep_the_others_waiting_and_tell_their_place(tiny_served):
+    with gpt2.Engine(tiny_served.model, tiny_served.tokenizer, max_batch=2) as engine:
+        source = partial(writing.news_from, engine)
+        values = (100, *[None] * 5, 1)
+        progress = list(writing.write(tiny_served, source, "ROMEO:", values, [None] * 3))
+    assert progress[-1].seconds < 1 and progress[-1].place == 0  # a second without news is the engine's heartbeat
+    assert 1 in [now.place for now in progress if now.tokens and not now.samples[2].ids]
+    alone = written(tiny_served, "ROMEO:", *values[:-1], 3)[-1].samples[0]
+    assert replace(progress[-1].samples[2], earlier=None) == alone
+
+
+@pytest.mark.parametrize("tokens, said", [(0, "you are number 3 in the queue"), (1, "next sample is number 3")])
+def test_the_status_line_tells_the_place_in_the_queue(tokens, said):
+    sample = writing.Sample(1, ids=(0,) * tokens)
+    assert said in writing.report(writing.Progress("A", gpt2.SamplingParams(seed=1), (sample,), place=3))
 
 
 def test_a_text_ends_at_the_deadline(checkpoint, monkeypatch):
@@ -366,9 +421,9 @@ def test_a_checkpoint_whose_output_is_not_finite_gets_a_sentence(tiny_served, ma
 def test_closing_the_progress_closes_the_generation(tiny_served):
     closed = []
 
-    def source(prompt, params):
+    def source(asks):
         try:
-            yield from writing.pieces(tiny_served.model, tiny_served.tokenizer, prompt, params)
+            yield from writing.news(tiny_served.model, tiny_served.tokenizer, asks)
         finally:
             closed.append(True)
 

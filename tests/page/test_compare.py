@@ -11,7 +11,7 @@ import gpt2
 from page import compare
 from page.served import load
 from page.writing import Progress, Sample
-from tests.page.visit import INJECTIONS, number, room, wait
+from tests.page.visit import INJECTIONS, number, room, serve, sheet, wait
 
 
 def progress(text: str) -> Progress:
@@ -30,10 +30,10 @@ def progress(text: str) -> Progress:
 )
 def test_the_first_word_that_differs_is_marked(texts, marked):
     value = compare.side_by_side(["one", "two"], [progress(text) for text in texts])
-    found = [[text for kind, text in sheet["parts"] if kind == "apart"] for sheet in value["sheets"]]
+    found = [[text for kind, text in one["parts"] if kind == "apart"] for one in value["sheets"]]
     assert found == marked
-    for sheet, text in zip(value["sheets"], texts, strict=True):
-        assert "".join(words for _, words in sheet["parts"]) == "A" + text
+    for one, text in zip(value["sheets"], texts, strict=True):
+        assert "".join(words for _, words in one["parts"]) == "A" + text
 
 
 def test_best_stands_beside_last_and_the_owner_may_name_others(checkpoint, monkeypatch):
@@ -77,6 +77,32 @@ def test_two_checkpoints_write_with_one_seed_and_the_difference_is_marked(open_p
     assert page.locator("#compare b").all_text_contents() == [INJECTIONS] * 2
     texts = page.locator("#compare article p").all_text_contents()
     assert texts[0] != texts[1] and page.locator("#compare mark").count() == 2
+
+
+@pytest.mark.browser
+def test_the_keyboard_starts_and_stops_both_and_the_status_line_says_that_they_ended(open_page):
+    page = open_page()
+    number(page, "Max tokens", 2000)
+    room(page, "Compare")
+    page.locator("#compare_prompt textarea").fill("ROMEO:")
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: len("".join(page.locator("#compare article p").all_text_contents())) > 60)
+    page.keyboard.press("Escape")
+    wait(page, lambda: page.locator("#compare_status p").text_content() == compare.ENDED)
+    room(page, "Write")
+    assert sheet(page) == ""
+
+
+@pytest.mark.browser
+def test_a_checkpoint_that_can_not_be_loaded_leaves_no_line_that_it_is_being_loaded(open_page, checkpoint, tmp_path):
+    with serve(tmp_path, MODEL_ID=str(checkpoint.with_name("last")), COMPARE_WITH="no-such/repo") as running:
+        page = open_page(url=running.url)
+        room(page, "Compare")
+        page.locator("#compare_with input").click()
+        page.get_by_role("option", name="no-such/repo").click()
+        page.get_by_role("button", name="Write both").click()
+        page.get_by_text("That checkpoint can not be loaded").first.wait_for()
+        wait(page, lambda: page.locator("#compare_status p").text_content() == compare.ENDED)
 
 
 @pytest.mark.parametrize("name", ["/etc", "user/repo", None, 5, ["endless, last"], {}])

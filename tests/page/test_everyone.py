@@ -68,6 +68,22 @@ def test_the_page_can_be_used_with_the_keyboard_alone(open_page):
 
 
 @pytest.mark.browser
+def test_the_keys_press_the_buttons_of_the_room_that_is_open(open_page):
+    page = open_page()
+    room(page, "Look inside")
+    page.locator("#own textarea").fill("To be")
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: "bits per byte" in page.locator("#summary p").text_content())
+    room(page, "Write")
+    assert sheet(page) == "" and "Begin a text" in status(page)
+
+
+@pytest.mark.browser
+def test_it_is_said_where_one_writes_that_nothing_is_kept_or_sent(open_page):
+    assert "Nothing that you write here is kept" in open_page().locator("#keys").text_content()
+
+
+@pytest.mark.browser
 def test_a_screen_reader_hears_the_status_and_is_not_flooded_by_the_text(open_page):
     page = open_page()
     assert page.locator("#status p").get_attribute("aria-live") == "polite"

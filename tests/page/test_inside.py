@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 import gpt2
 from gpt2.explain import next_tokens, uniform
 from page import inside
-from page.writing import pieces
+from page.share import settings_of
+from page.writing import Sample, news, write
 from tests.page.conftest import TRAINED_ON
 from tests.page.visit import INJECTIONS, begin, generate, number, room, sheet, status, wait
 
@@ -20,27 +23,40 @@ PARAMS = gpt2.SamplingParams(max_new_tokens=12, temperature=0.9, top_k=30, top_p
 
 @pytest.fixture
 def looked(tiny_served) -> inside.Looked:
-    """A text that was drawn with PARAMS."""
-    *_, outcome = pieces(tiny_served.model, tiny_served.tokenizer, "ROMEO:", PARAMS)
-    before, ids = tuple(tiny_served.tokenizer.encode("ROMEO:")), outcome.new_ids
-    scored = gpt2.score(tiny_served.model, tiny_served.tokenizer, ids, prompt=before, params=PARAMS)
-    return inside.Looked(before, ids, PARAMS, drawn=True, ranks=tuple(token.rank for token in scored.tokens))
+    """A text that was drawn with PARAMS, and continued with another seed."""
+    source, one = partial(news, tiny_served.model, tiny_served.tokenizer), None
+    for seed in (PARAMS.seed, 6):
+        values = settings_of(replace(PARAMS, seed=seed)).values()
+        *_, now = write(tiny_served, source, "ROMEO:", list(values), [one])
+        [one] = now.samples
+    given, runs = inside.runs_of(tiny_served, "ROMEO:", one)
+    assert given == "ROMEO:"
+    scored = [gpt2.score(tiny_served.model, tiny_served.tokenizer, run.ids, prompt=run.before) for run in runs]
+    return inside.Looked(runs, tuple(token for score in scored for token in score.tokens))
 
 
 def under_glass(served, looked, i, params=PARAMS) -> dict:
-    u = uniform(params.seed, i) if looked.drawn else None
-    k = max(inside.SHOWN, looked.ranks[i])
-    found = next_tokens(served.model, served.tokenizer, looked.before, k, params, u, drawn=looked.ids[:i])
+    (run, at), k = looked.at(i), max(inside.SHOWN, looked.tokens[i].rank)
+    u = uniform(run.seed, at)
+    found = next_tokens(served.model, served.tokenizer, run.before, k, params, u, drawn=run.ids[:at])
     return inside.step_value(served, looked, i, found, params)
 
 
-def test_the_draw_that_is_shown_is_the_one_that_chose(tiny_served, looked):
-    for i, idx in enumerate(looked.ids):
+def test_the_draw_that_is_shown_is_the_one_that_chose_also_before_a_text_was_continued(tiny_served, looked):
+    assert len(looked.tokens) == 2 * PARAMS.max_new_tokens
+    for i, token in enumerate(looked.tokens):
         value = under_glass(tiny_served, looked, i)
         low, high = value["draw"]["slice"]
         assert value["draw"]["same"] and low <= value["draw"]["u"] < high
         [row] = [row for row in value["rows"] if row["here"]]
-        assert row["id"] == idx and row["p"][-1] == pytest.approx(high - low, abs=1e-5)
+        assert row["id"] == token.id and row["p"][-1] == pytest.approx(high - low, abs=1e-5)
+
+
+def test_of_a_very_long_text_the_last_requests_are_shown_and_what_was_before_as_text(tiny_served, looked, monkeypatch):
+    first, second = (Sample(run.seed, tiny_served.tokenizer.decode(run.ids), run.ids) for run in looked.runs)
+    monkeypatch.setattr(inside, "MAX_TOKENS", len(second.ids) + 1)
+    given, runs = inside.runs_of(tiny_served, "A", replace(second, earlier=first))
+    assert given == "A" + first.text and [run.ids for run in runs] == [second.ids]
 
 
 def test_every_filter_that_is_on_has_a_column_and_says_how_many_are_left(tiny_served, looked):
@@ -51,13 +67,20 @@ def test_every_filter_that_is_on_has_a_column_and_says_how_many_are_left(tiny_se
 
 def test_other_settings_may_choose_another_token_with_the_same_number(tiny_served, looked):
     greedy = replace(PARAMS, temperature=0.0)
-    values = [under_glass(tiny_served, looked, i, greedy) for i in range(len(looked.ids))]
+    values = [under_glass(tiny_served, looked, i, greedy) for i in range(len(looked.tokens))]
     assert any(not value["draw"]["same"] for value in values)
     assert all(value["draw"]["u"] is None for value in values)
 
 
+def test_tokens_that_are_all_but_impossible_differ_in_their_surprise(tiny_served):
+    token = gpt2.score(tiny_served.model, tiny_served.tokenizer, "a").tokens[0]
+    tokens = tuple(replace(token, logprob=math.log(p)) for p in (0.5, 1e-3, 1e-9))
+    value = inside.tokens_value(inside.Score(tokens, 0, 3), None)
+    assert [round(token["bits"], 1) for token in value["tokens"]] == [1.0, 10.0, 29.9]
+
+
 def test_the_ten_likeliest_and_the_chosen_one_are_shown(tiny_served, looked):
-    for i, rank in enumerate(looked.ranks):
+    for i, rank in enumerate(token.rank for token in looked.tokens):
         assert len(under_glass(tiny_served, looked, i)["rows"]) == (10 if rank <= 10 else 11)
 
 
@@ -96,13 +119,19 @@ def look(page) -> None:
     wait(page, lambda: "just written" in page.locator("#summary p").text_content() and tokens(page))
 
 
+def another_token(page):
+    """The button that goes on with another token than that of the text, and not with a piece of a character."""
+    return page.locator('#step tbody tr:not(.here) button:not([aria-label*="\\\\x"])').first
+
+
 @pytest.mark.browser
 def test_every_token_that_was_written_is_there_with_its_probability_in_words(open_page):
     page = open_page()
     text = generate(page, max_tokens=25)
     look(page)
     labels = page.locator("#tokens button").evaluate_all("all => all.map((b) => b.ariaLabel)")
-    assert len(labels) == 25 and all("rank" in label and "%" in label for label in labels)
+    assert len(labels) == 25
+    assert all(re.search(r"%, surprise of \d+\.\d bits, rank \d+", label) for label in labels)
     assert page.locator("#tokens .given").text_content() == "ROMEO:" and text.startswith("ROMEO:")
 
 
@@ -130,10 +159,9 @@ def test_with_the_keyboard_alone_a_token_is_chosen_and_the_text_forked_with_the_
         page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     page.locator("#step table").wait_for()
-    assert page.locator("#step p").first.text_content().startswith("Token 5:")
+    assert re.match(r"Token 5: .*%, a surprise of \d+\.\d bits, rank", page.locator("#step p").first.text_content())
     assert page.locator("#step tbody tr").count() >= 10
-    other = page.locator("#step tbody tr:not(.here) button").first
-    other.focus()
+    another_token(page).focus()
     page.keyboard.press("Enter")
     wait(page, lambda: page.locator("#sheet").is_visible() and f"Seed {seed}" in status(page))
     prompt = page.locator("#sheet b").first.text_content()
@@ -153,6 +181,8 @@ def test_turning_a_dial_changes_the_choice_under_the_microscope(open_page):
     wait(page, lambda: "Top-k 2" in page.locator("#step thead").text_content())
     assert "2 left" in page.locator("#step thead").text_content()
     assert page.locator("#step tbody").text_content().count("out") >= 8
+    page.locator("#try_top_k").get_by_label("Reset").click()
+    wait(page, lambda: "Top-k 50" in page.locator("#step thead").text_content())
     number(page, "Temperature", 0)
     wait(page, lambda: "No chance is involved" in page.locator("#step").text_content())
 
@@ -215,11 +245,9 @@ def test_each_sample_can_be_looked_into(open_page):
 
 
 @pytest.mark.browser
-def test_a_stopped_text_can_be_looked_into_too(open_page):
-    page = open_page()
-    page.locator("#prompt textarea").fill("ROMEO:")
-    number(page, "Max tokens", 2000)
-    page.locator("#prompt textarea").focus()
+def test_a_stopped_text_is_forked_with_the_same_seed_too(open_page):
+    page = open_page(query="?prompt=ROMEO:&seed=41&max_new_tokens=2000")
+    wait(page, lambda: page.locator("#prompt textarea").input_value() == "ROMEO:")
     page.keyboard.press("Control+Enter")
     wait(page, lambda: len(sheet(page)) > 40)
     page.keyboard.press("Escape")
@@ -227,3 +255,24 @@ def test_a_stopped_text_can_be_looked_into_too(open_page):
     look(page)
     page.locator("#tokens button").nth(2).click()
     page.locator("#step table").wait_for()
+    assert "random number" in page.locator("#step").text_content()
+    another_token(page).click()
+    wait(page, lambda: page.locator("#sheet").is_visible() and status(page).startswith("Writing"))
+    page.keyboard.press("Escape")
+    wait(page, lambda: "stopped by you" in status(page))
+    assert "Seed 41:" in status(page)
+
+
+@pytest.mark.browser
+def test_after_continue_every_token_that_was_written_is_there_and_can_be_chosen(open_page):
+    page = open_page()
+    generate(page, max_tokens=25)
+    before = sheet(page)
+    page.get_by_role("button", name="Continue").click()
+    wait(page, lambda: len(sheet(page)) > len(before) and status(page).startswith("25 tokens"))
+    look(page)
+    assert len(tokens(page)) == 50 and page.locator("#tokens .given").text_content() == "ROMEO:"
+    for i in (2, 40):
+        page.locator("#tokens button").nth(i).click()
+        wait(page, lambda i=i: f"Token {i + 1}:" in page.locator("#step").text_content())
+        assert "another token than the one" not in page.locator("#step .draw").text_content()

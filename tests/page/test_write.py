@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 import app
 from page import desk
-from page.writing import PRESETS
-from tests.page.visit import INJECTIONS, begin, generate, number, sheet, status, wait
+from page.writing import PRESETS, SAMPLES, SETTINGS
+from tests.page.visit import INJECTIONS, begin, generate, number, serve, sheet, status, wait
 
 
 @pytest.mark.browser
@@ -103,10 +105,10 @@ def test_a_prompt_that_is_too_long_is_refused_in_a_sentence_and_the_page_goes_on
     wait(page, lambda: status(page).startswith("10 tokens"))
 
 
-@pytest.fixture
-def crowd(client) -> Iterator[None]:
-    """As many others as the page writes for at the same time."""
-    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(app.SLOTS)]
+@contextmanager
+def crowd(client, n: int) -> Iterator[None]:
+    """Others, who are being written for."""
+    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(n)]
     while not all(job.outputs() for job in jobs):
         time.sleep(0.05)
     yield
@@ -115,16 +117,33 @@ def crowd(client) -> Iterator[None]:
 
 
 @pytest.mark.browser
-def test_who_has_to_wait_is_told_the_place_in_the_queue_and_may_leave_it(open_page, crowd):
+def test_who_has_to_wait_is_told_the_place_in_the_queue_and_may_leave_it(open_page, client):
     first, second = open_page(), open_page()
-    for page in (first, second):
-        begin(page)
-        page.keyboard.press("Control+Enter")
-        wait(page, lambda page=page: "you are number" in status(page))
-    assert "you are number 2 of 2" in status(second)
-    second.keyboard.press("Escape")
-    wait(second, lambda: status(second) == "")
-    assert sheet(second) == ""
+    with crowd(client, app.SLOTS):
+        for page in (first, second):
+            begin(page)
+            page.keyboard.press("Control+Enter")
+            wait(page, lambda page=page: "you are number" in status(page))
+        assert "you are number 2 of 2" in status(second)
+        second.keyboard.press("Escape")
+        wait(second, lambda: status(second) == "")
+        assert sheet(second) == ""
+
+
+@pytest.mark.browser
+def test_samples_take_places_too_and_who_waits_for_one_is_told_so(open_page, client):
+    first, second = open_page(), open_page()
+    first.get_by_text("More", exact=True).click()
+    number(first, "Samples", 4)
+    with crowd(client, app.SLOTS - 2):
+        for page, said in ((first, "The next sample is number 1 in the queue."), (second, "you are number 3 in the")):
+            begin(page)
+            page.keyboard.press("Control+Enter")
+            wait(page, lambda page=page, said=said: said in status(page))
+        assert [len(text) > 10 for text in first.locator("#sheet article p").all_text_contents()] == [1, 1, 0, 0]
+        for page in (first, second):
+            page.keyboard.press("Escape")
+            wait(page, lambda page=page: "stopped by you" in status(page))
 
 
 @pytest.mark.browser
@@ -208,11 +227,75 @@ def test_a_preset_sets_the_sliders_at_once_and_a_slider_leaves_the_preset(open_p
 
 
 @pytest.mark.browser
-def test_a_slider_goes_back_to_its_usual_value(open_page):
+def test_the_first_settings_are_in_view_and_the_others_under_more_each_with_a_line_that_explains_it(open_page):
+    page = open_page()
+
+    def in_view() -> set[str]:
+        return {
+            s.name for s in (*SETTINGS, SAMPLES) if page.locator(f"#{s.name}.block").locator("visible=true").count()
+        }
+
+    assert in_view() == {"max_new_tokens", "top_k"}
+    page.get_by_text("More", exact=True).click()
+    wait(page, lambda: in_view() == {s.name for s in (*SETTINGS, SAMPLES)})
+    for setting in (*SETTINGS, SAMPLES):
+        assert setting.info and setting.info in page.locator(f"#{setting.name}.block").first.text_content()
+
+
+@pytest.mark.browser
+def test_an_example_of_the_checkpoints_own_card_becomes_the_prompt(open_page, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    card = '---\nwidget:\n  - text: "Once upon a time"\n  - text: "<b>The end</b>"\n---\n'
+    (tmp_path / "model" / "README.md").write_text(card, encoding="utf-8")
+    with serve(tmp_path, MODEL_ID=str(tmp_path / "model")) as running:
+        page = open_page(url=running.url)
+        for example in ("Once upon a time", "<b>The end</b>"):
+            page.get_by_role("button", name=example).or_(page.get_by_role("cell", name=example)).first.click()
+            wait(page, lambda example=example: page.locator("#prompt textarea").input_value() == example)
+
+
+@pytest.mark.browser
+def test_several_samples_are_each_continued(open_page):
+    page = open_page(query="?prompt=ROMEO:&max_new_tokens=20&samples=2&seed=41")
+    wait(page, lambda: page.locator("#prompt textarea").input_value() == "ROMEO:")
+    texts = []
+    for name, words in (("Generate", "repeat this text"), ("Continue", "repeat what was added")):
+        page.get_by_role("button", name=name, exact=True).click()
+        wait(page, lambda words=words: status(page).startswith("40 tokens") and words in status(page))
+        texts.append(page.locator("#sheet article p").all_text_contents())
+    assert all(after.startswith(before) and after != before for before, after in zip(*texts, strict=True))
+    page.get_by_role("button", name="Undo").click()
+    wait(page, lambda: page.locator("#sheet article p").all_text_contents() == texts[0])
+
+
+@pytest.mark.browser
+def test_a_slider_goes_back_to_its_usual_value_and_leaves_the_preset(open_page):
     page = open_page()
     number(page, "Max tokens", 7)
     page.get_by_label("Reset").first.click()
     wait(page, lambda: page.get_by_label("number input for Max tokens").input_value() == "200")
+    page.get_by_label("Faithful").check()
+    wait(page, lambda: page.get_by_label("number input for Top-k").first.input_value() == "40")
+    page.locator("#top_k").get_by_label("Reset").click()
+    wait(page, lambda: page.locator("#preset input:checked").count() == 0)
+    assert page.get_by_label("number input for Top-k").first.input_value() == "50"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("query", ["", "?prompt=A&temperature=0.4&samples=3"])
+def test_a_slider_that_was_hidden_when_it_was_set_goes_back_to_its_usual_value_too(open_page, query):
+    page = open_page(query=query)
+    if query:
+        page.locator("#restored p").wait_for()
+    else:
+        page.get_by_label("Wild").check()
+    page.get_by_text("More", exact=True).click()
+    temperature = page.get_by_label("number input for Temperature").locator("visible=true")
+    wait(page, lambda: temperature.input_value() == ("0.4" if query else str(PRESETS["Wild"]["temperature"])))
+    page.locator("#temperature").get_by_label("Reset").click()
+    wait(page, lambda: temperature.input_value() == "1")
+    page.locator("#samples.block", has_text="side by side").get_by_label("Reset").click()
+    wait(page, lambda: page.get_by_label("number input for Samples").input_value() == "1")
 
 
 @pytest.mark.browser
@@ -227,8 +310,9 @@ def test_the_seed_of_a_text_can_be_kept(open_page):
 
 
 @pytest.mark.browser
-def test_nothing_on_the_page_moves_while_the_text_grows(open_page):
-    page = open_page()
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_on_the_page_moves_while_the_text_grows(open_page, width):
+    page = open_page(width)
     begin(page, max_tokens=600)
     page.evaluate(
         """() => new PerformanceObserver((list) => {
@@ -260,6 +344,23 @@ def test_a_link_opens_the_same_request_in_another_tab_and_starts_nothing(open_pa
     other.get_by_role("button", name="Generate", exact=True).click()
     wait(other, lambda: status(other).startswith("40 tokens"))
     assert sheet(other) == first
+
+
+@pytest.mark.browser
+def test_link_and_code_are_those_of_a_text_that_was_stopped_too(open_page):
+    page = open_page()
+    generate(page, max_tokens=20)
+    page.get_by_text("Share it, use it from code", exact=True).click()
+    link, code = page.locator("#link textarea"), page.locator("#code textarea")
+    wait(page, lambda: "max_new_tokens=20" in link.input_value())
+    begin(page, prompt="JULIET:")
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: len(sheet(page)) > 20 and sheet(page).startswith("JULIET:"))
+    page.keyboard.press("Escape")
+    wait(page, lambda: "stopped by you" in status(page))
+    seed = status(page).split("Seed ")[1].split(":")[0]
+    wait(page, lambda: f"seed={seed}&" in link.input_value() and "JULIET" in link.input_value())
+    assert seed in code.input_value()
 
 
 @pytest.mark.browser
