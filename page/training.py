@@ -247,7 +247,7 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
         prompts, texts = list(by_prompt), list(by_prompt.values())
         which = gr.Dropdown(names, value=len(names) - 1, label="Prompt", elem_id="sample_prompt")
         step = gr.Radio(list(texts[-1]), value=next(iter(texts[-1])), label="Step", elem_id="sample_step")
-        paper = sheet("samples", "What the model wrote", "No sample.")
+        paper = sheet("samples_by_step", "What the model wrote", "No sample.")
 
         def show(i, at):
             i = i if type(i) is int and 0 <= i < len(texts) else 0

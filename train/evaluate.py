@@ -136,6 +136,8 @@ def other_test(
         if same := [document.name for document in corpus.documents if document.sha256 in trained.documents]:
             known.append(f"its training.json names {same[0]}" + f" and {len(same) - 1} more" * (len(same) > 1))
         try:
+            if str(trained.config.get("corpus")).startswith("hf:"):  # a stranger's record starts no download
+                raise ValueError("the text that it was trained on lies on the Hub.")
             test = own_test(trained, tokenizer, say)
             own, names = replace(test.own, holdout=part), test.names
         except ValueError as error:

@@ -21,7 +21,7 @@ def fill(page, name: str) -> None:
         page.locator("#tokens button").nth(3).click()
         page.locator("#step table").wait_for()
     elif name == "Training":
-        page.locator("#samples article").first.wait_for()
+        page.locator("#samples_by_step article").first.wait_for()
     else:
         page.get_by_role("button", name="Write both").click()
         page.locator("#compare mark").first.wait_for()

@@ -118,7 +118,7 @@ def test_the_curves_have_their_words_and_the_best_step(open_page):
 def test_the_same_prompt_is_shown_at_every_step(open_page):
     page = open_page()
     room(page, "Training")
-    text = page.locator("#samples article").first
+    text = page.locator("#samples_by_step article").first
     text.wait_for()
     for step in ("0", "100", "200"):
         page.locator("#sample_step").get_by_label(step, exact=True).check()

@@ -209,6 +209,14 @@ def test_a_text_that_is_gone_or_changed_is_named(ask, refusal, run, other):
     assert "cannot read one.txt" in refusal(run)
 
 
+def test_a_text_that_the_record_says_lies_on_the_hub_is_not_fetched_for_the_sake_of_another(ask, run, other):
+    path = run / "best" / "training.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["config"] |= {"texts": [], "corpus": "hf:somebody/everything"}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert "lies on the Hub" in " ".join(ask(run / "best", other)["notes"])
+
+
 def test_a_damaged_record_is_no_missing_one(refusal, run, other):
     (run / "best" / "training.json").write_text("{", encoding="utf-8")
     assert "training.json is not valid JSON" in refusal(run, other)
