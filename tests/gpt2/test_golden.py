@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import gpt2
 
 GOLDEN = Path(__file__).with_name("golden")
-SENTENCE = "The golden hand writes what it wrote: the same land, the same sea and the same hand, until the end.\N{SNOWMAN}"
+SENTENCE = "The golden hand writes what it wrote: the same land, the same sea and the same hand, until the end.\u2603"
 GREEDY = gpt2.SamplingParams(max_new_tokens=90, temperature=0)
 
 
