@@ -15,11 +15,23 @@ from typing import Any
 
 WEIGHTS = "model.safetensors"
 NEEDED = ("config.json", WEIGHTS, "vocab.json", "merges.txt")
-MAX_JSON = 16 * 2**20  # bytes of a JSON file that we are willing to parse
+# Bytes of a file of text or JSON that we are willing to parse. As Python's objects it can take 25 times as much, where
+# it says nothing but "[],": 400 MB is the most that one costs.
+MAX_JSON = 16 * 2**20
+MAX_SENTENCE = 500  # characters
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can not be used, in one sentence with the way out."""
+    """A checkpoint that can not be used, in one sentence with the way out.
+
+    What is quoted in it, a stranger may have written: it is cut in the middle where it is long, and has no character
+    that would do something to a terminal.
+    """
+
+    def __init__(self, sentence: str):
+        if len(sentence) > MAX_SENTENCE:
+            sentence = f"{sentence[: MAX_SENTENCE - 150]} ... {sentence[-145:]}"
+        super().__init__("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in sentence))
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_file(path: Path, max_bytes: int | None = None) -> None:
-    """See that a file of a checkpoint is there, is no larger than it may be and no git-lfs pointer.
+    """See that a file of a checkpoint is there, no link to elsewhere, no larger than it may be, no git-lfs pointer.
 
     Raises:
         CheckpointError: where it is not so.
@@ -55,6 +67,13 @@ def check_file(path: Path, max_bytes: int | None = None) -> None:
             raise CheckpointError(f"{path.parent} {lack(os.listdir(path.parent))}")
         raise CheckpointError(
             f"{path.parent} has no {path.name}, so it is not a whole checkpoint: it needs {', '.join(NEEDED)}."
+        )
+    home, real = path.parent.resolve(), path.resolve()
+    # In the Hub's cache, where snapshots/COMMIT/ holds links, the files lie in blobs/.
+    if real.parent not in (home, home.parent.with_name("blobs").resolve()):
+        raise CheckpointError(
+            f"{path} is a link that leads out of its directory, perhaps to what is nobody's business; put the file itself "
+            "there."
         )
     if max_bytes is not None and path.stat().st_size > max_bytes:
         raise CheckpointError(f"{path} is larger than {max_bytes / 2**20:.0f} MB; that is no {path.name}.")

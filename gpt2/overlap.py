@@ -24,6 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gpt2.files import CheckpointError, check_file
+
 FILE = "overlap.safetensors"
 WORDS = 8  # of a run: shorter ones are the language's, not the author's
 RUNS, SEEN = f"runs_of_{WORDS}_words", "seen"  # the tensors: (n, 6) uint8, big-endian and rising; (V,) bool
@@ -44,18 +46,17 @@ class Overlap:
         """Read a checkpoint's overlap.safetensors; None where it has none.
 
         Raises:
-            ValueError: where the file is damaged or too large.
+            CheckpointError: where the file is damaged, too large or elsewhere.
         """
         path = Path(directory) / FILE
         if not path.is_file():
             return None
-        if path.stat().st_size > MAX_FILE:
-            raise ValueError(f"{path} is larger than {MAX_FILE / 2**20:.0f} MB; that is no {FILE}.")
+        check_file(path, MAX_FILE)
         try:
             with safe_open(path, framework="pt") as file:
                 return cls.from_tensors({name: file.get_tensor(name) for name in (RUNS, SEEN)})
         except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} is damaged, or no {FILE} ({error}); download or save it again.") from error
+            raise CheckpointError(f"{path} is damaged, or no {FILE} ({error}); download or save it again.") from error
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Overlap:

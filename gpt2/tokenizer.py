@@ -17,6 +17,8 @@ from typing import Any
 
 import tiktoken
 
+from gpt2.files import MAX_JSON
+
 ENDOFTEXT = "<|endoftext|>"
 GPT2_MERGES = Path(__file__).with_name("vocab.bpe")
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"  # as tiktoken publishes it
@@ -24,8 +26,6 @@ GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b77
 # GPT-2's splitting rule in the form tiktoken runs fastest: contractions, then words, numbers and punctuation with
 # at most one leading space, then white space.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-
-MAX_FILE = 64 * 2**20  # bytes of a tokenizer file that we are willing to parse; GPT-2's largest is 2 MB
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -201,8 +201,8 @@ class TextStream:
 
 
 def _read(path: Path) -> str:
-    if path.stat().st_size > MAX_FILE:
-        raise ValueError(f"{path} is larger than {MAX_FILE / 2**20:.0f} MB; that is no tokenizer file.")
+    if path.stat().st_size > MAX_JSON:  # GPT-2's largest has 2 MB
+        raise ValueError(f"{path} is larger than {MAX_JSON / 2**20:.0f} MB; that is no tokenizer file.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

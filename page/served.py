@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 
 import gpt2
-from gpt2.checkpoint import read_json
+from gpt2.files import check_file, read_json
 from gpt2.quantize import dtype_of
 from gpt2.tokenizer import well_formed
 
-MAX_CARD = 100_000  # characters of a card that we are willing to parse
+MAX_CARD = 100_000  # bytes of a card that we are willing to parse
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,11 @@ def provenance(directory: Path) -> dict[str, str | float | None]:
 def examples(directory: Path, most: int = 6) -> list[str]:
     """The prompts that the checkpoint's own card names; none where it names none that can be read."""
     try:
-        card = (directory / "README.md").read_text(encoding="utf-8")[:MAX_CARD]
+        check_file(directory / "README.md", MAX_CARD)
+        card = (directory / "README.md").read_text(encoding="utf-8")
         widget = yaml.safe_load(card.split("---\n", 2)[1])["widget"]
         texts = [entry["text"] for entry in widget[:most]]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, IndexError, KeyError, TypeError):
+    except Exception:  # PyYAML alone raises five kinds for what strangers write, a 13th month for one
         return []
     return [well_formed(text[:200]) for text in texts if isinstance(text, str) and text.strip()]
 

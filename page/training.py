@@ -17,8 +17,9 @@ from typing import Any
 import gradio as gr
 
 import gpt2
-from gpt2.checkpoint import read_json
+from gpt2.files import check_file, read_json
 from gpt2.overlap import WORDS
+from gpt2.tokenizer import well_formed
 from page.desk import Desk, sheet
 from page.served import Served, short
 from page.writing import words
@@ -32,10 +33,9 @@ VALIDATION = {"validation": "validation_bits_per_byte", "averaged": "validation_
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; what is no object is passed over, and a file that can not be read is empty."""
     try:
-        if path.stat().st_size > MAX_FILE:
-            return []
+        check_file(path, MAX_FILE)
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
+    except (ValueError, OSError):
         return []
     entries = []
     for line in lines:
@@ -120,8 +120,8 @@ def samples(directory: Path) -> dict[str, dict[int, str]]:
     found: dict[str, dict[int, str]] = {}
     for entry in read_lines(directory / "samples.jsonl"):
         step, prompt, text = entry.get("step"), entry.get("prompt"), entry.get("text")
-        if type(step) is int and isinstance(prompt, str) and isinstance(text, str):
-            found.setdefault(prompt[:200], {}).setdefault(step, text[:4000])
+        if type(step) is int and 0 <= step < 1e9 and isinstance(prompt, str) and isinstance(text, str):
+            found.setdefault(well_formed(prompt[:200]), {}).setdefault(step, well_formed(text[:4000]))
     return {prompt: dict(thin(sorted(by_step.items()), MAX_STEPS)) for prompt, by_step in list(found.items())[:20]}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import gpt2
-from gpt2.checkpoint import read_json
+from gpt2.files import check_file, read_json
 from train import card, gguf, space
 from train.config import REPO_ID
 from train.upload import Pushed, Repository
@@ -87,8 +87,14 @@ def identity(directory: Path) -> str:
 
 
 def contents(directory: Path, repo_id: str) -> dict[str, Path | bytes]:
-    """What goes into the repository, by name. A card that we wrote and nobody edited gets the repository's name."""
+    """What goes into the repository, by name. A card that we wrote and nobody edited gets the repository's name.
+
+    Raises:
+        CheckpointError: where one of the files is a link to elsewhere.
+    """
     files: dict[str, Path | bytes] = {name: directory / name for name in FILES if (directory / name).is_file()}
+    for path in files.values():
+        check_file(path)  # no link to a file that was never meant for others
     if {"README.md", "training.json"} <= files.keys():
         written = (directory / "README.md").read_text(encoding="utf-8")
         if written == card.render(directory):

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 import gpt2
 from gpt2 import tokenizer as tokenizer_module
-from gpt2.tokenizer import ENDOFTEXT, MAX_FILE, byte_alphabet
+from gpt2.files import MAX_JSON
+from gpt2.tokenizer import ENDOFTEXT, byte_alphabet
 
 # One passage with what goes wrong elsewhere: contractions, runs of space, tabs, CRLF, accents composed and combining,
 # CJK, right-to-left, emoji with joiners, digits, a byte-order mark, NUL, no-break spaces.
@@ -404,7 +405,7 @@ def test_a_damaged_vocabulary_is_refused_in_one_sentence(saved, damage, word):
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
 def test_a_huge_file_is_refused_before_it_is_read(saved, name, monkeypatch):
     with (saved / name).open("r+b") as file:
-        file.truncate(MAX_FILE + 1)
+        file.truncate(MAX_JSON + 1)
     real = Path.read_text
 
     def read_text(self, **kwargs):
@@ -412,7 +413,7 @@ def test_a_huge_file_is_refused_before_it_is_read(saved, name, monkeypatch):
         return real(self, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    with pytest.raises(ValueError, match=f"{name} is larger than 64 MB"):
+    with pytest.raises(ValueError, match=f"{name} is larger than 16 MB"):
         gpt2.Tokenizer.from_directory(saved)
 
 
