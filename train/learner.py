@@ -23,7 +23,8 @@ from train import optimizer
 from train.config import TrainConfig
 from train.processes import Lost, Processes, Stopped, lost_others
 
-# Work of one micro-batch on a CPU where none is asked for: a few seconds, so that a stop is answered soon.
+# Work of one micro-batch on a CPU where none is asked for: a few seconds, so that a stop is answered soon. Where a
+# single sequence has half of it, as in a GPT-2 124M, a stop does not wait for the end of that either.
 CPU_MICRO_FLOPS = 1.5e12
 
 
@@ -108,8 +109,21 @@ class Learner:
         rows = self.config.batch_size // self.processes.world
         if self.config.micro_batch or self.device.type != "cpu":
             return min(rows, self.config.micro_batch or rows)
-        flops = 6 * self.model.config.n_parameters * self.config.block_size  # of one sequence, forward and backward
-        return max(1, min(rows, int(CPU_MICRO_FLOPS / flops)))
+        return max(1, min(rows, int(CPU_MICRO_FLOPS / self._flops())))
+
+    def _flops(self) -> int:
+        """Of one sequence, forward and backward."""
+        return 6 * self.model.config.n_parameters * self.config.block_size
+
+    def stop_between_layers(self) -> None:
+        """Look for a stop before every layer, forward and backward; for a process that works alone."""
+
+        def check(*_: object) -> None:
+            self.processes.check_stop()
+
+        for block in self.model.transformer.h:
+            block.register_forward_pre_hook(check)
+            block.register_full_backward_pre_hook(check)
 
     def _adding_up(self, last: bool) -> contextlib.AbstractContextManager:
         """Processes exchange gradients once a step, with the last micro-batch."""
@@ -136,6 +150,8 @@ class Learner:
         Args:
             probe: a batch to try the compiled model on.
         """
+        if self.device.type == "cpu" and self.processes.world == 1 and 2 * self._flops() > CPU_MICRO_FLOPS:
+            self.stop_between_layers()
         wanted = hardware.can_compile(self.device) if self.config.compile is None else self.config.compile
         if wanted:
             say("Compiling the model (a minute or so; --no-compile skips it) ...")

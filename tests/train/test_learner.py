@@ -166,3 +166,21 @@ def test_a_stop_comes_between_two_micro_batches_and_leaves_the_weights_alone(mak
         learner.step(0, *batches.at(0), 1e-2)
     assert len(asked) == 3
     assert all(a.equal(b) for a, b in zip(weights(learner), before, strict=True))
+
+
+@pytest.mark.parametrize("asked_before", range(1, 6))
+def test_where_a_sequence_takes_long_a_stop_comes_between_two_layers_and_leaves_the_weights_alone(make, asked_before):
+    """Asked before the sequence, before each of two layers, and before each of them on the way back."""
+    learner, batches = make(n_layer=2)
+    undisturbed, _ = make(n_layer=2)
+    learner.stop_between_layers()
+    asked = []
+    learner.processes.should_stop = lambda: asked.append(1) or len(asked) == asked_before
+    before = weights(learner)
+    with pytest.raises(Stopped):
+        learner.step(0, *batches.at(0), 1e-2)
+    assert len(asked) == asked_before
+    assert all(a.equal(b) for a, b in zip(weights(learner), before, strict=True))
+    for one in (learner, undisturbed):
+        one.step(0, *batches.at(0), 1e-2)
+    assert all(a.equal(b) for a, b in zip(weights(learner), weights(undisturbed), strict=True))
