@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
@@ -94,14 +95,13 @@ def test_what_is_not_there_can_not_be_called(running, route, body):
 
 
 def test_a_body_larger_than_anything_that_is_meant_is_refused(running):
-    assert ask(running, "/gradio_api/call/generate", b" " * (MAX_BODY + 1))[0] == 413
-    server = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=60)
-    try:  # in pieces, of which nobody tells the sum beforehand
-        pieces = (b" " * 2**16 for _ in range(MAX_BODY // 2**16 + 2))
-        server.request("POST", "/gradio_api/call/generate", pieces, {"Content-Type": "application/json"})
-        assert server.getresponse().status == 400
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it was not even waited for
+    pieces = (b" " * 2**16 for _ in range(MAX_BODY // 2**16 + 2))  # of which nobody tells the sum beforehand
+    for body, code in ((b" " * (MAX_BODY + 1), 413), (pieces, 400)):
+        server = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=60)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was not even waited for
+            server.request("POST", "/gradio_api/call/generate", body, {"Content-Type": "application/json"})
+            assert server.getresponse().status == code
+        server.close()
     assert unharmed(running)
 
 
@@ -125,15 +125,15 @@ def test_a_crowd_of_nonsense_leaves_the_queue_open(running):
 @pytest.mark.parametrize(
     "route",
     [
-        *("file=/etc/passwd", "file=../../etc/passwd", "file=http://127.0.0.1:1/", "file=https://192.0.2.1/", "file/etc/x"),
+        *("file=/etc/passwd", "file=../../etc/passwd", "file=http://127.0.0.1:1/", "file=https://192.0.2.1/"),
         *("%66ile=https://192.0.2.1/", "proxy=https://192.0.2.1/", "dev/reload", "vibe-code", "profiling/traces"),
-        *("runs", "run-history/records", "custom_component/a/b/c/d", "stream/a/1/1/playlist.m3u8"),
-        *("../pwa_icon/6000", "../pwa_icon", "../monitoring", "../monitoring/summary", "../static/%2e%2e/%2e%2e/app.py"),
+        *("file/etc/passwd", "runs", "run-history/records", "custom_component/a/b/c/d", "stream/a/1/1/playlist.m3u8"),
+        *("../pwa_icon/6000", "../pwa_icon", "../monitoring", "../monitoring/summary", "../static/%2e%2e/app.py"),
     ],
 )  # fmt: skip
 def test_a_side_door_is_shut(running, route):
     code, said = ask(running, "/gradio_api/" + route if not route.startswith("..") else route[2:])
-    assert code in (400, 403, 404) and "root:" not in said and "Traceback" not in said
+    assert code in (400, 403, 404, 422) and "root:" not in said and "Traceback" not in said
     assert unharmed(running)
 
 
