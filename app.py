@@ -30,10 +30,12 @@ from typing import Any
 
 import gradio as gr
 import torch
+from starlette.middleware import Middleware
 
 import gpt2
 from gpt2.device import usable_cores
 from page import api, compare, desk, inside, training
+from page.doors import Doors
 from page.served import Served, load_or_fall_back
 from page.style import THEME, head
 from page.writing import DEADLINE, Ask, News, news, news_from
@@ -117,7 +119,7 @@ def main() -> int:
             head=head(),
             footer_links=["api", "settings"],
             run_history=False,  # nobody's texts are kept, not even in their own browser
-            max_file_size="50kb",  # nothing here takes a file, but Gradio's upload route is always open
+            app_kwargs={"middleware": [Middleware(Doors)]},
             enable_monitoring=False,
             state_session_capacity=200,
             ssr_mode=False,  # a second server, in Node, that this page does not need

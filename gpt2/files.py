@@ -72,8 +72,8 @@ def check_file(path: Path, max_bytes: int | None = None) -> None:
     # In the Hub's cache, where snapshots/COMMIT/ holds links, the files lie in blobs/.
     if real.parent not in (home, home.parent.with_name("blobs").resolve()):
         raise CheckpointError(
-            f"{path} is a link that leads out of its directory, perhaps to what is nobody's business; put the file itself "
-            "there."
+            f"{path} is a link that leads out of its directory, where nothing of a checkpoint is read; put the file "
+            "itself there."
         )
     if max_bytes is not None and path.stat().st_size > max_bytes:
         raise CheckpointError(f"{path} is larger than {max_bytes / 2**20:.0f} MB; that is no {path.name}.")

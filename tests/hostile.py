@@ -172,8 +172,15 @@ def tensors_file(draw, content: bytes) -> bytes:
         return draw(damaged(content[: 8 + size])) + body if draw(st.booleans()) else draw(damaged(content))
     if how == "names":
         name = draw(st.sampled_from(sorted(header)))
-        odd = st.sampled_from(["../../x", "/etc/passwd", "lm_head.weight", "module.module.x", "\x1b[31m\n", "a" * 5000])
-        header[draw(odd | st.text(max_size=20))] = header[name] if draw(st.booleans()) else header.pop(name)
+        name_of = st.sampled_from([
+            "../../x",
+            "/etc/passwd",
+            "lm_head.weight",
+            "module.module.x",
+            "\x1b[31m\n",
+            "a" * 5000,
+        ])
+        header[draw(name_of | st.text(max_size=20))] = header[name] if draw(st.booleans()) else header.pop(name)
     elif how == "header":
         header = draw(edited(header))
     text = as_bytes(header, draw(st.booleans()))
@@ -187,19 +194,9 @@ def merges_file(draw, content: str) -> bytes:
     lines = content.split("\n")
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(lines) - 1))
-        odd = st.sampled_from([
-            "",
-            " ",
-            "t  h",
-            "t h e",
-            "th e",
-            "\x00 \x00",
-            "\ud800 a",
-            "t h\r",
-            "\u0120 t",
-            "A" * 5000,
-        ])
-        lines[at : at + draw(st.integers(0, 2))] = draw(st.lists(odd | st.sampled_from(lines), max_size=2))
+        wrong = ["", " ", "t  h", "t h e", "th e", "\x00 \x00", "\ud800 a", "t h\r", "\u0120 t", "A" * 5000]
+        new = st.sampled_from(wrong + lines)
+        lines[at : at + draw(st.integers(0, 2))] = draw(st.lists(new, max_size=2))
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
@@ -310,8 +307,8 @@ def parsed(make: Callable[[Any], st.SearchStrategy[bytes]]) -> Callable[[bytes],
 
 
 def card_file(content: bytes) -> st.SearchStrategy[bytes]:
-    odd = st.sampled_from(YAML).map(lambda text: CARD.replace("'ROMEO:'", text).encode())
-    return st.one_of(odd, damaged(content), damaged(content), st.sampled_from(DEEP + FOREIGN))
+    wrong = st.sampled_from(YAML).map(lambda text: CARD.replace("'ROMEO:'", text).encode())
+    return st.one_of(wrong, damaged(content), damaged(content), st.sampled_from(DEEP + FOREIGN))
 
 
 def links(good: Path) -> st.SearchStrategy[dict]:

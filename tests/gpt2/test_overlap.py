@@ -168,7 +168,7 @@ def test_a_file_with_other_numbers_is_refused_in_a_sentence(tmp_path, tensors):
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\xff" * 100])
 def test_a_file_that_is_none_is_refused_in_a_sentence(tmp_path, content):
     (tmp_path / overlap.FILE).write_bytes(content)
-    with pytest.raises(ValueError, match="download or save it again"):
+    with pytest.raises(ValueError, match="download"):
         gpt2.Overlap.from_directory(tmp_path)
 
 
