@@ -211,6 +211,15 @@ def test_a_checkpoint_that_is_not_whole_never_leaves(push, hub, run):
     assert hub.requests == []
 
 
+def test_a_link_to_a_file_elsewhere_never_leaves(push, hub, run, tmp_path):
+    (tmp_path / "secret").write_text("for nobody", encoding="utf-8")
+    (run / "best" / "loss.png").unlink()
+    (run / "best" / "loss.png").symlink_to(tmp_path / "secret")
+    done = push(run / "best", "ada/rhymes")
+    assert done.returncode == 1 and "loss.png is a link that leads out" in done.stderr
+    assert not hub.repo("ada/rhymes").files().keys() & {"loss.png", "model.safetensors"}
+
+
 def test_the_space_holds_what_the_page_needs_and_shows_the_pushed_model(push, hub, run):
     done = push(run, "ada/rhymes", "--space", "ada/page")
     assert done.returncode == 0, done.stderr
