@@ -41,6 +41,7 @@ WELCOME = {
     "samples.jsonl": MAX_JSON,
     overlap.FILE: overlap.MAX_FILE,
 }
+QUESTION = 0.75  # of PATIENCE for the first question: its answer has a few kB, and the page's visitors wait for it
 MUCH = 10 * 2**20  # bytes of a download after which to begin again costs more than to sit out a stall:
 LONG_PATIENCE = 7.5  # seconds of silence are borne from there on
 NEWS = 2**15  # bytes of a file that are news: what drips in by fewer a PATIENCE, 8 kB/s, is as good as silent
@@ -126,13 +127,13 @@ def _ask(repo_id: str, revision: str) -> tuple[ModelInfo, bool | None]:
         )
 
     try:
-        return patiently([partial(ask, None)])[0], None
+        return patiently([partial(ask, None)], patience=lambda: QUESTION * PATIENCE)[0], None
     except (HfHubHTTPError, httpx.LocalProtocolError, UnicodeError) as error:  # the last two: no header can hold it
         refused = not isinstance(error, HfHubHTTPError) or error.response.status_code == 401
         if get_token() is None or not refused:
             raise
     _log.warning("The Hub does not accept the token of HF_TOKEN or `hf auth login`; trying without it. See %s.", TOKENS)
-    return patiently([partial(ask, False)])[0], False
+    return patiently([partial(ask, False)], patience=lambda: QUESTION * PATIENCE)[0], False
 
 
 def _choose(siblings: Sequence[RepoSibling] | None, name: str) -> list[RepoSibling]:

@@ -275,7 +275,7 @@ def test_a_silent_hub_keeps_the_first_visitor_waiting_for_a_few_seconds_only(hub
             assert client.predict("ROMEO:", max_new_tokens=5, api_name="/generate")
             seconds, info = time.monotonic() - started, client.predict(api_name="/model_info")
         assert info["name"] == gpt2.BUNDLED.name
-        assert ("HF_HUB_OFFLINE is set" if env else "the Hub said nothing for 4 seconds") in info["notice"]
+        assert ("HF_HUB_OFFLINE is set" if env else "the Hub said nothing for 3 seconds") in info["notice"]
         return seconds
 
     hub.fail("*", "", kind="silent", times=math.inf)
