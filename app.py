@@ -33,7 +33,7 @@ import torch
 from starlette.middleware import Middleware
 
 import gpt2
-from gpt2.device import usable_cores
+from gpt2.device import prepare
 from page import api, compare, desk, inside, training
 from page.doors import Doors
 from page.served import Served, load_or_fall_back
@@ -109,8 +109,7 @@ def main() -> int:
         served = load_or_fall_back(os.environ.get("MODEL_ID", ""), os.environ.get("MODEL_REVISION", ""))
         if os.environ.get("SPACES_ZERO_GPU") and served.model.config.n_parameters > ZERO_GPU_ABOVE:
             ZERO_GPU_MODEL.extend([served.model.to("cuda"), served.tokenizer])
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(usable_cores())
+        prepare(torch.device("cpu"))
         demo = build(served)
         demo.launch(
             server_name="0.0.0.0" if os.environ.get("SPACE_ID") else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),

@@ -121,19 +121,18 @@ def _ask(repo_id: str, revision: str) -> tuple[ModelInfo, bool | None]:
     from huggingface_hub.utils import httpx
 
     def ask(token: bool | None) -> ModelInfo:
-        patience = 2 * PATIENCE  # patiently's ends first, also where the name of the Hub's machine is looked up
-        return HfApi().model_info(
-            repo_id, revision=revision or None, timeout=patience, files_metadata=True, token=token
-        )
+        seconds = 2 * PATIENCE  # patiently's end first, also where the name of the Hub's machine is looked up
+        what = {"revision": revision or None, "timeout": seconds, "files_metadata": True, "token": token}
+        return patiently([lambda: HfApi().model_info(repo_id, **what)], patience=lambda: QUESTION * PATIENCE)[0]
 
     try:
-        return patiently([partial(ask, None)], patience=lambda: QUESTION * PATIENCE)[0], None
+        return ask(None), None
     except (HfHubHTTPError, httpx.LocalProtocolError, UnicodeError) as error:  # the last two: no header can hold it
         refused = not isinstance(error, HfHubHTTPError) or error.response.status_code == 401
         if get_token() is None or not refused:
             raise
     _log.warning("The Hub does not accept the token of HF_TOKEN or `hf auth login`; trying without it. See %s.", TOKENS)
-    return patiently([partial(ask, False)], patience=lambda: QUESTION * PATIENCE)[0], False
+    return ask(False), False
 
 
 def _choose(siblings: Sequence[RepoSibling] | None, name: str) -> list[RepoSibling]:

@@ -1,14 +1,12 @@
 """The room that tells how the model became what it is: loss curves, samples by step, provenance, and what of a text
 stands in what it has read.
 
-Knows what a run leaves in a checkpoint's directory, all of it untrusted and any of it missing. Knows nothing of how
-training works.
+Knows how to show what record.py reads. Knows nothing of how training works.
 """
 
 from __future__ import annotations
 
 import html
-import json
 import math
 import sys
 from pathlib import Path
@@ -17,44 +15,15 @@ from typing import Any
 import gradio as gr
 
 import gpt2
-from gpt2.files import check_file, read_json
+from gpt2.files import read_json
 from gpt2.overlap import WORDS
-from gpt2.tokenizer import well_formed
 from page.desk import Desk, sheet
+from page.record import fraction_at, number_at, points, read_lines, samples, text_at, thin
 from page.served import Served, short
 from page.writing import words
 
-MAX_FILE = 16 * 2**20  # bytes of a journal that we are willing to read
 MAX_POINTS = 600  # of a line; a screen has not many more columns
-MAX_STEPS = 30  # whose samples are offered
 VALIDATION = {"validation": "validation_bits_per_byte", "averaged": "validation_bits_per_byte_ema"}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; what is no object is passed over, and a file that can not be read is empty."""
-    try:
-        check_file(path, MAX_FILE)
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except (ValueError, OSError):
-        return []
-    entries = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict):
-            entries.append(entry)
-    return entries
-
-
-def points(entries: list[dict[str, Any]], key: str, scale: float = 1.0) -> list[tuple[float, float]]:
-    """(step, value) of all entries that have both, in the order of steps."""
-    return sorted(
-        (entry["step"], entry[key] * scale)
-        for entry in entries
-        if all(type(entry.get(k)) in (int, float) and 0 <= entry[k] < 1e9 for k in ("step", key))
-    )
 
 
 def chart(lines: dict[str, list[tuple[float, float]]], unit: str, best: tuple[float, float] | None = None) -> str:
@@ -113,41 +82,6 @@ def curves(directory: Path, record: Any) -> str | None:
     charts = [chart(validation, "Bits per byte", best)] if best else []
     charts += [chart(training, "Nats per token")] if training["training"] else []
     return "".join(charts) or None
-
-
-def samples(directory: Path) -> dict[str, dict[int, str]]:
-    """Prompt -> step -> what the model wrote then."""
-    found: dict[str, dict[int, str]] = {}
-    for entry in read_lines(directory / "samples.jsonl"):
-        step, prompt, text = entry.get("step"), entry.get("prompt"), entry.get("text")
-        if type(step) is int and 0 <= step < 1e9 and isinstance(prompt, str) and isinstance(text, str):
-            found.setdefault(well_formed(prompt[:200]), {}).setdefault(step, well_formed(text[:4000]))
-    return {prompt: dict(thin(sorted(by_step.items()), MAX_STEPS)) for prompt, by_step in list(found.items())[:20]}
-
-
-def thin(points: list[Any], most: int) -> list[Any]:
-    """At most that many of them, evenly spread, the first and the last among them."""
-    if len(points) <= most:
-        return points
-    return [points[i * (len(points) - 1) // (most - 1)] for i in range(most)]
-
-
-def number_at(record: Any, *path: str) -> float | None:
-    """A number above 0; None for anything else."""
-    return fraction_at(record, *path) or None
-
-
-def fraction_at(record: Any, *path: str) -> float | None:
-    """A number from 0 on; None for anything else."""
-    for key in path:
-        record = record.get(key) if isinstance(record, dict) else None
-    return record if type(record) in (int, float) and 0 <= record < 1e15 else None  # False for NaN
-
-
-def text_at(record: Any, *path: str) -> str | None:
-    for key in path:
-        record = record.get(key) if isinstance(record, dict) else None
-    return short(record, 200) if isinstance(record, str) else None
 
 
 def by_heart(record: Any) -> str | None:

@@ -150,8 +150,6 @@ class Learner:
         Args:
             probe: a batch to try the compiled model on.
         """
-        if self.device.type == "cpu" and self.processes.world == 1 and 2 * self._flops() > CPU_MICRO_FLOPS:
-            self.stop_between_layers()
         wanted = hardware.can_compile(self.device) if self.config.compile is None else self.config.compile
         if wanted:
             say("Compiling the model (a minute or so; --no-compile skips it) ...")
@@ -168,6 +166,9 @@ class Learner:
             if self.processes.any(bool(problem)):
                 say(f"torch.compile does not work here ({problem or 'on another process'}); going on without it.")
                 self.network = self.model
+        takes_long = self.device.type == "cpu" and 2 * self._flops() > CPU_MICRO_FLOPS
+        if takes_long and self.processes.world == 1 and self.network is self.model:  # no compiler looks into the hooks
+            self.stop_between_layers()
         if self.processes.world > 1:
             self.processes.begin_steps()
             with lost_others():
