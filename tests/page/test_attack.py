@@ -199,6 +199,25 @@ def test_a_hostile_vocabulary_and_card_are_shown_as_text(open_page, make_model, 
         assert page.locator("img[src=x]").count() == 0
 
 
+@pytest.mark.browser
+def test_names_of_checkpoints_that_can_not_be_had_are_shown_as_text(open_page, tmp_path):
+    """In the notice, in the list to compare with, and where one of it can not be loaded."""
+    evil = "<img/src=x/onerror=window.hacked=7>${window.hacked=8}{{7*7}}"  # the owner divides names by spaces
+    with serve(tmp_path, MODEL_ID=INJECTIONS, COMPARE_WITH=evil, HF_HUB_OFFLINE="1") as running:
+        page = open_page(url=running.url)
+        assert INJECTIONS[:60] in page.locator("#notice").text_content()
+        room(page, "Compare")
+        assert page.locator("#compare_with input").input_value() == evil
+        page.locator("#compare_with input").click()
+        page.get_by_role("option", name=evil).click()
+        page.get_by_role("button", name="Write both").click()
+        refused = page.get_by_text("That checkpoint can not be loaded").first
+        refused.wait_for()
+        assert evil in refused.text_content()
+        page.wait_for_timeout(300)  # an image that is none takes a moment to say so
+        assert page.locator("img[src=x]").count() == 0
+
+
 # Secrets
 
 

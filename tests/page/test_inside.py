@@ -245,6 +245,21 @@ def test_each_sample_can_be_looked_into(open_page):
 
 
 @pytest.mark.browser
+def test_a_text_that_is_forked_stays_text(open_page):
+    page = open_page()
+    generate(page, INJECTIONS, max_tokens=10)
+    look(page)
+    page.locator("#tokens button").nth(2).click()
+    page.locator("#step table").wait_for()
+    another_token(page).click()
+    wait(page, lambda: page.locator("#sheet").is_visible() and "Seed" in status(page))
+    prompt = page.locator("#sheet b").first.text_content()
+    assert prompt.startswith(INJECTIONS) and len(prompt) > len(INJECTIONS)
+    assert page.locator("#prompt textarea").input_value() == prompt
+    assert page.locator("img[src=x]").count() == 0
+
+
+@pytest.mark.browser
 def test_a_stopped_text_is_forked_with_the_same_seed_too(open_page):
     page = open_page(query="?prompt=ROMEO:&seed=41&max_new_tokens=2000")
     wait(page, lambda: page.locator("#prompt textarea").input_value() == "ROMEO:")
