@@ -33,7 +33,7 @@ import torch
 from starlette.middleware import Middleware
 
 import gpt2
-from gpt2.device import prepare
+from gpt2.device import threads
 from page import api, compare, desk, inside, training
 from page.doors import Doors
 from page.served import Served, load_or_fall_back
@@ -67,12 +67,16 @@ def introduction(served: Served) -> str:
     return words + (f". Revision {html.escape(served.sha[:8])}." if served.sha else ".")
 
 
-def build(served: Served) -> gr.Blocks:
-    """The page and its API for one checkpoint."""
+def build(served: Served, n_threads: int | None = None) -> gr.Blocks:
+    """The page and its API for one checkpoint.
+
+    Args:
+        n_threads: for the Engine, see there.
+    """
     if ZERO_GPU_MODEL:  # whose workers are forks, where no engine's thread lives
         source, slots = news_on_zero_gpu, 1
     else:
-        source, slots = partial(news_from, gpt2.Engine(served.model, served.tokenizer, SLOTS)), SLOTS
+        source, slots = partial(news_from, gpt2.Engine(served.model, served.tokenizer, SLOTS, threads=n_threads)), SLOTS
 
     def think(function: Callable, *args, **kwargs) -> Any:
         if ZERO_GPU_MODEL:
@@ -96,7 +100,10 @@ def build(served: Served) -> gr.Blocks:
                 with gr.Tab("Compare", id="compare") as tab:
                     compare.room(served, writing_desk, source, slots, tab)
         api.offer(served, source, think, slots)
-    return demo.queue(max_size=64, default_concurrency_limit=1, api_open=False)
+    demo.queue(max_size=64, default_concurrency_limit=1, api_open=False)
+    # Gradio looks into its queue a thousand times a second, and takes a core from the model each time.
+    demo._queue.sleep_when_free, demo._queue.progress_update_sleep_when_free = 0.02, 0.5
+    return demo
 
 
 def main() -> int:
@@ -105,12 +112,13 @@ def main() -> int:
         print(f"PORT={port[:20]!r} must be a whole number from 1 to 65535.", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a container says Ctrl-C
+    n_threads = threads()
+    torch.set_num_threads(1)  # all of them are the engine's, see there
     try:
         served = load_or_fall_back(os.environ.get("MODEL_ID", ""), os.environ.get("MODEL_REVISION", ""))
         if os.environ.get("SPACES_ZERO_GPU") and served.model.config.n_parameters > ZERO_GPU_ABOVE:
             ZERO_GPU_MODEL.extend([served.model.to("cuda"), served.tokenizer])
-        prepare(torch.device("cpu"))
-        demo = build(served)
+        demo = build(served, n_threads)
         demo.launch(
             server_name="0.0.0.0" if os.environ.get("SPACE_ID") else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
             server_port=int(port),

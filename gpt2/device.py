@@ -161,18 +161,24 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
+def threads(processes: int = 1) -> int:
+    """How many to compute with on the CPU: one for each usable core (in a container, PyTorch counts the machine's), or
+    what OMP_NUM_THREADS says; but for one of several processes, torchrun sets that by itself, and it is no wish."""
+    if processes == 1 and "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, usable_cores() // processes)
+
+
 def prepare(device: torch.device, processes: int = 1) -> None:
     """Process-wide settings for heavy work; an entry point calls it once.
 
-    The CPU gets as many threads as it has usable cores (in a container, PyTorch counts the machine's), or as
-    OMP_NUM_THREADS says, and float32 matrix products on a GPU may use TensorFloat-32, as in every GPT-2 training since
-    2020.
+    The CPU gets its threads(), and float32 matrix products on a GPU may use TensorFloat-32, as in every GPT-2 training
+    since 2020.
 
     Args:
-        processes: how many share the machine; of several, torchrun sets OMP_NUM_THREADS by itself, which is no wish.
+        processes: how many share the machine.
     """
-    if processes > 1 or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, usable_cores() // processes))
+    torch.set_num_threads(threads(processes))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 

@@ -107,14 +107,16 @@ class _Job:
 class Engine:
     """Writes for up to max_batch readers at once; others wait in a queue.
 
-    It computes with the threads that PyTorch has, see gpt2.device.prepare(), and ends with close(), a `with` block or
-    the program.
+    It ends with close(), a `with` block or the program.
 
     Args:
         model, tokenizer: as loaded; nobody may change them meanwhile.
         max_batch: texts that are read and written at once; each takes memory for its keys and values.
         max_queue: requests that may wait for a place.
         prefix_bytes: memory for keys and values of prompts that may come again.
+        threads: of the CPU, to compute with; None: as many as the caller. As soon as there are more such threads in the
+            process than cores, OpenMP lets all of them sleep between two products, which halves the speed: let others
+            compute with one, torch.set_num_threads(1), from before they load a model.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Engine:
         max_batch: int = 16,
         max_queue: int = 64,
         prefix_bytes: int = 128 * 2**20,
+        threads: int | None = None,
     ):
         if max_batch < 1 or max_queue < 0:
             raise ValueError(f"max_batch={max_batch} must be at least 1, and max_queue={max_queue} at least 0.")
@@ -139,8 +142,13 @@ class Engine:
         self._cache = self._new_cache(max_batch)
         self._cache.pos = []
         self._prefixes = _Prefixes(prefix_bytes)
-        self._thread = threading.Thread(target=self._run, name="gpt2-engine", daemon=True)
+        mine, ready = torch.get_num_threads(), threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(threads or mine, ready), name="gpt2-engine", daemon=True
+        )
         self._thread.start()
+        ready.wait()
+        torch.set_num_threads(mine)
         atexit.register(self.close)  # a thread that dies inside a matrix product takes the process with it
 
     def submit(self, prompt: str, params: SamplingParams | None = None) -> Request:
@@ -179,7 +187,10 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self) -> None:
+    def _run(self, threads: int, ready: threading.Event) -> None:
+        torch.get_num_threads()  # a thread gets its number at the first question: not later, when it may be another
+        torch.set_num_threads(threads)  # its own, and that of all threads to come, which __init__ puts right
+        ready.set()
         with torch.inference_mode():
             while self._seat():
                 self._read()

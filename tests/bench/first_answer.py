@@ -1,4 +1,5 @@
-"""How long a visitor waits: from `python app.py` to the first answer, to the first token, and tokens per second.
+"""How long a visitor waits: from `python app.py` to the first answer, to the first token, and tokens per second; and
+what each token costs beside the forward pass.
 
     python tests/bench/first_answer.py [--runs 5] [--tokens 200]
 
@@ -26,7 +27,8 @@ from gradio_client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from gpt2.device import describe  # noqa: E402
+import gpt2  # noqa: E402
+from gpt2.device import describe, prepare  # noqa: E402
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
@@ -58,7 +60,21 @@ def page(tokens: int) -> dict[str, float]:
         "first answer after, s": answered,
         "page: first token, ms": 1000 * first,
         "page: tok/s": tokens / whole,
+        "page: ms a token after the first": 1000 * (whole - first) / (tokens - 1),
     }
+
+
+@torch.inference_mode()
+def forward(tokens: int) -> dict[str, float]:
+    """The forward pass alone."""
+    model, _ = gpt2.load(gpt2.BUNDLED, "cpu")
+    cache = gpt2.KVCache(model.config)
+    for _ in range(2):  # the first packs the weights
+        cache.reset()
+        started = time.perf_counter()
+        for _ in range(tokens):
+            model(torch.tensor([[7]]), cache=cache)
+    return {"forward pass, ms a token": 1000 * (time.perf_counter() - started) / tokens}
 
 
 def terminal(tokens: int) -> dict[str, float]:
@@ -77,7 +93,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=200)
     args = parser.parse_args()
-    runs = [page(args.tokens) | terminal(args.tokens) for _ in range(args.runs)]
+    prepare(torch.device("cpu"))
+    runs = [page(args.tokens) | forward(args.tokens) | terminal(args.tokens) for _ in range(args.runs)]
     medians = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
     for name, value in medians.items():
         print(f"{name:32} {value:10,.2f}")

@@ -193,12 +193,13 @@ def test_preparing_uses_the_usable_cores_and_tensor_cores_only_where_there_is_cu
 def test_whoever_asks_for_a_number_of_threads_gets_it_but_torchrun_that_asks_for_everybody(monkeypatch):
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(device_module, "usable_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     prepare(CPU)
-    assert threads == []
+    assert threads == [1]
     prepare(CPU, processes=2)
-    assert threads == [4]
+    assert threads == [1, 4]
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((6, 0), False), ((6, 1), False), ((7, 0), True), ((9, 0), True)])

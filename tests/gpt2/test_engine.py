@@ -441,6 +441,17 @@ def test_a_program_may_end_while_a_text_is_written(run_python, tiny_checkpoint):
     assert (finished.returncode, finished.stderr) == (0, "")
 
 
+def test_it_computes_with_its_own_number_of_threads_and_leaves_all_others_theirs(make_engine, tireless_model):
+    mine, seen = torch.get_num_threads(), []
+    with_hook = copy.deepcopy(tireless_model)
+    with_hook.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    list(make_engine(with_hook, threads=mine + 1).submit("the", SamplingParams(max_new_tokens=3)))
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert seen == [mine + 1] * 3 + [mine] and torch.get_num_threads() == mine
+
+
 # Prefixes
 
 

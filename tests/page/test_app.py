@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 import pytest
+import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
@@ -225,6 +226,21 @@ def test_without_any_checkpoint_the_app_ends_with_code_1_and_says_what_to_do(mon
     assert app.main() == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "python -m train" in said
+
+
+def test_all_but_the_engine_compute_with_one_thread_from_before_a_model_is_loaded(monkeypatch):
+    loaded_with, engines_own = [], torch.get_num_threads()
+
+    def load(*_):
+        loaded_with.append(torch.get_num_threads())
+        raise ValueError("Enough.")
+
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(app, "load_or_fall_back", load)
+        assert app.main() == 1 and loaded_with == [1]
+    finally:
+        torch.set_num_threads(engines_own)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to answer")
