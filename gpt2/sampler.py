@@ -89,7 +89,7 @@ def filter_chain(params: SamplingParams, seen: Sequence[int]) -> list[tuple[str,
     if params.temperature != 1:
         chain.append(("temperature", lambda x: x / params.temperature))
     if params.top_k:
-        chain.append(("top_k", lambda x: _keep(x, x >= x.topk(min(params.top_k, x.numel())).values[-1])))
+        chain.append(("top_k", lambda x: _keep(x, _among_top(x, params.top_k))))
     if params.top_p < 1:
         chain.append(("top_p", lambda x: _nucleus(x, params.top_p)))
     if params.min_p:
@@ -129,10 +129,11 @@ def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generato
     """
     logits, ids = checked(logits), None
     for name, apply in filter_chain(params, seen):
-        logits = apply(logits)
-        if name == "top_k":  # all that the rest must look at: 50 numbers, say, and not 50,257
-            ids = (logits > -math.inf).nonzero().squeeze(1)  # (k,), more where scores tie
+        if name == "top_k":  # what it keeps is all that the rest must look at: 50 numbers, say, and not 50,257
+            ids = _among_top(logits, params.top_k).nonzero().squeeze(1)  # (k,), more where scores tie
             logits = logits[ids]
+        else:
+            logits = apply(logits)
     if params.greedy:
         return int(logits.argmax())
     u = float(torch.rand((), generator=generator, dtype=torch.float64))
@@ -248,6 +249,10 @@ def generate(
 
 def _keep(logits: Tensor, kept: Tensor) -> Tensor:
     return logits.masked_fill(~kept, -math.inf)
+
+
+def _among_top(logits: Tensor, k: int) -> Tensor:
+    return logits >= logits.topk(min(k, logits.numel())).values[-1]
 
 
 def _penalise(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
