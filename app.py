@@ -12,6 +12,8 @@ import os
 # Read by gradio and huggingface_hub when they are imported: who visits this page is nobody else's business.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Where there is matplotlib, Gradio asks it for its backend at the first request: told, it looks for no window.
+os.environ.setdefault("MPLBACKEND", "agg")
 
 try:
     import spaces  # on a ZeroGPU Space; before torch, whose CUDA it replaces
