@@ -123,7 +123,7 @@ def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    if dtype_of(model) == "int8":
+    if dtype_of(model).startswith("int8"):
         raise ValueError("an int8 model can only generate; to save one, load it with dtype='float32'.")
     for left in directory.glob(".saving-*"):  # by a kill
         shutil.rmtree(left, ignore_errors=True)

@@ -1,21 +1,66 @@
-"""int8 products for CPUs with instructions for them: a token fetches a quarter of the bytes that float32 would.
+"""int8 products for the CPU: a token fetches a quarter of the bytes that float32 would.
 
-Weights are int8, one scale for each output channel; activations become uint8 as they come, a lowest value and a scale
-for each row (W8A8). The products are sums of whole numbers, and what is done to them afterwards is done number by
-number: no row of a result depends on the rows beside it. Knows nothing of checkpoints, or of which CPU it runs on.
+Weights are int8, one scale for each output channel; activations become whole numbers from 0 to 255 as they come, a
+lowest value and a scale for each row (W8A8). The products are sums of whole numbers, and what is done to them
+afterwards is done number by number: no row of a result depends on the rows beside it. Knows nothing of checkpoints, or
+of which CPU it runs on.
 """
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.device import int8_product
 from gpt2.linear import Linear, TokenEmbedding
 
 SMALLEST = 1e-12  # a scale; what is all zeros needs one too
+
+
+class IntMM:
+    """Products of whole numbers by torch._int_mm.
+
+    Args:
+        whole: (out, in), int8, at most LARGEST.
+    """
+
+    LARGEST = 127
+    NAME = "int8"  # of what a model computes in
+
+    def __init__(self, whole: Tensor):
+        self._whole = whole  # as (out, in), though the product wants (in, out): at one row nearly three times as fast
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """(rows, in) from 0 to 255, float32 -> (rows, out) float32."""
+        return torch._int_mm(q.to(torch.uint8), self._whole.t()).float()
+
+    def whole(self) -> Tensor:
+        return self._whole
+
+
+class Fbgemm:
+    """The same by FBGEMM, for CPUs without VNNI. They add products in pairs, in 16 bits; two of 255 * 63 fit, so that
+    weights have seven bits here."""
+
+    LARGEST = 63
+    NAME = "int8-w7"
+
+    def __init__(self, whole: Tensor):
+        with warnings.catch_warnings():  # that PyTorch will do without such tensors one day: why_not() will say so
+            warnings.simplefilter("ignore")
+            q = torch._make_per_tensor_quantized_tensor(whole, 1.0, 0)
+        self._packed = torch.ops.quantized.linear_prepack(q, None)
+
+    def __call__(self, q: Tensor) -> Tensor:
+        # It rounds q to 256 steps between its ends: those are 0 and 255, or both 0, and q stays what it is.
+        return torch.ops.quantized.linear_dynamic(q, self._packed)
+
+    def whole(self) -> Tensor:
+        return torch.ops.quantized.linear_unpack(self._packed)[0].int_repr()
 
 
 class Int8(nn.Module):
@@ -23,29 +68,31 @@ class Int8(nn.Module):
 
     Args:
         weight: (out, in), float32; not kept.
+        product: what multiplies; None: what suits this CPU.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, product: type[IntMM | Fbgemm] | None = None):
         super().__init__()
-        scale = weight.abs().amax(1).clamp_(min=SMALLEST).div_(127)  # (out,)
-        # Kept as (out, in), though the product wants (in, out): at one row that is nearly three times as fast.
-        self.register_buffer("weight", weight.div(scale.unsqueeze(1)).round_().to(torch.int8))
+        product = product or (Fbgemm if int8_product() == "fbgemm" else IntMM)
+        scale = weight.abs().amax(1).clamp_(min=SMALLEST).div_(product.LARGEST)  # (out,)
+        whole = weight.div(scale.unsqueeze(1)).round_().to(torch.int8)
+        self.product = product(whole)
         self.register_buffer("scale", scale)
-        self.register_buffer("sums", self.weight.sum(1).mul(scale))  # (out,): what an activation of 1 everywhere gives
+        self.register_buffer("sums", whole.sum(1).mul(scale))  # (out,): what an activation of 1 everywhere gives
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         q, low, step = _rounded(x.reshape(-1, x.size(-1)))
-        y = torch._int_mm(q, self.weight.t()).float()  # (rows, out)
+        y = self.product(q)  # (rows, out)
         # One operation after the other: a fused one rounds differently at the ends of what a thread was given.
         y = y.mul_(step).mul_(self.scale).add_(low * self.sums)
         y = y if self.bias is None else y.add_(self.bias)
         return y.view(*x.shape[:-1], -1)
 
     def emulate(self, x: Tensor) -> Tensor:
-        """What forward() should give, from the same eight bits in floating point."""
+        """What forward() should give, from the same whole numbers in floating point."""
         q, low, step = _rounded(x.reshape(-1, x.size(-1)))
-        weight = self.weight.double() * self.scale.unsqueeze(1)
+        weight = self.product.whole().double() * self.scale.unsqueeze(1)
         bias = None if self.bias is None else self.bias.double()
         return F.linear(q * step.double() + low, weight, bias).float().view(*x.shape[:-1], -1)
 
@@ -75,24 +122,25 @@ def quantized(module: nn.Module) -> nn.Module:
 
 
 def dtype_of(model: nn.Module) -> str:
-    """The number format that a model computes in, by name."""
+    """The number format that a model computes in, by name: "int8-w7" is int8 with weights of seven bits."""
     wte = model.transformer.wte
-    return "int8" if isinstance(wte, Int8Embedding) else str(wte.weight.dtype).removeprefix("torch.")
+    return wte.head.product.NAME if isinstance(wte, Int8Embedding) else str(wte.weight.dtype).removeprefix("torch.")
 
 
 @cache
 def why_not() -> str | None:
     """Why int8 can not be used with this PyTorch on this CPU, as the middle of a sentence; None where it can.
 
-    Compares with the emulation. Among the numbers are the largest: instructions that add pairs of products in 16 bits
-    (vpmaddubsw) cut them off.
+    Compares with the emulation. Among the numbers are the largest, which instructions that add pairs of products in 16
+    bits (vpmaddubsw) could cut off.
     """
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(80, 96, generator=generator), torch.randn(17, 96, generator=generator)
     weight[:8], weight[8:16] = 1, -1
     x[:, 0], x[3:6, 1:] = -2, 3  # rows of 255 but for one 0
-    layer = Int8(weight, torch.randn(80, generator=generator))
+    bias = torch.randn(80, generator=generator)
     try:
+        layer = Int8(weight, bias)
         for rows in (x, x[3:4], x[:5]):
             wrong = (layer(rows) - layer.emulate(rows)).abs().max()
             if not wrong < 1e-3:
@@ -103,7 +151,8 @@ def why_not() -> str | None:
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x (rows, in) as uint8, and the lowest value and the step of each row, both (rows, 1): x is low + step * uint8."""
+    """x (rows, in) as whole numbers q from 0 to 255, float32, and the lowest value and the step of each row, both
+    (rows, 1): x is low + step * q."""
     low, high = x.aminmax(dim=1, keepdim=True)
-    step = (high - low).clamp_(min=SMALLEST).div_(255)
-    return (x - low).div_(step).round_().to(torch.uint8), low, step
+    step = F.threshold_(high - low, SMALLEST, 255).div_(255)  # so that q is 0, or there is a 255 in the row
+    return (x - low).div_(step).round_(), low, step

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
 from gpt2.checkpoint import read_config  # noqa: E402
-from gpt2.device import describe, has_fast_int8  # noqa: E402
+from gpt2.device import describe, int8_product  # noqa: E402
 from train import gguf  # noqa: E402
 
 PROMPT = 64  # tokens
@@ -231,7 +231,7 @@ def peers(checkpoint: Path, folder: Path, tokens: int, threads: int) -> tuple[di
     """Who is measured, by name, and who is missing."""
     found, missing = {"memory": Peer(memory, threads)}, []
     found["ours float32"] = Peer(ours, checkpoint, "float32", tokens, threads)
-    if has_fast_int8(torch.device("cpu")):
+    if int8_product():
         found["ours int8"] = Peer(ours, checkpoint, "int8", tokens, threads)
     else:
         missing.append("ours int8: this CPU has no instructions for it")
@@ -289,7 +289,7 @@ def main() -> None:
         "tokens": args.tokens,
         "threads": args.threads,
         "machine": describe(torch.device("cpu")),
-        "int8 instructions": has_fast_int8(torch.device("cpu")),
+        "int8 product": int8_product(),
         "versions": {"python": platform.python_version()} | {name: installed(name) for name in packages},
     }
     path = Path(__file__).parent / "results" / "decode.json"

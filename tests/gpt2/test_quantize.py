@@ -10,9 +10,16 @@ import torch.nn.functional as F
 
 import gpt2
 from gpt2 import checkpoint, quantize
-from gpt2.quantize import Int8, dtype_of, quantized, why_not
+from gpt2.device import int8_product
+from gpt2.quantize import Fbgemm, Int8, IntMM, dtype_of, quantized, why_not
 
 EXTREMES = [[0.0] * 40, [5.0] * 40, [-7.0] + [7.0] * 39, [1e-20] * 40, [100.0, -100.0] * 20, [3.0, 3.0001] * 20]
+EXTREMES += [[0.0, 5e-13] * 20]
+there = torch.backends.quantized.supported_engines
+each_product = pytest.mark.parametrize(
+    "product",
+    [IntMM, pytest.param(Fbgemm, marks=pytest.mark.skipif("fbgemm" not in there, reason="PyTorch lacks FBGEMM here"))],
+)
 
 
 @pytest.fixture
@@ -20,42 +27,47 @@ def int8_model(tiny_checkpoint):
     return gpt2.load(tiny_checkpoint, "cpu", "int8")[0]
 
 
-def layer(n_in: int = 40, n_out: int = 24) -> tuple[Int8, torch.Tensor, torch.Tensor]:
+def layer(product, n_in: int = 40, n_out: int = 24) -> tuple[Int8, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(n_out, n_in, generator=generator), torch.randn(n_out, generator=generator)
     weight[0], weight[1] = 0, 1
-    return Int8(weight, bias), weight, bias
+    return Int8(weight, bias, product), weight, bias
 
 
-def test_it_is_what_floating_point_makes_of_the_same_eight_bits():
-    x = torch.cat([torch.randn(30, 40, generator=torch.Generator().manual_seed(1)), torch.tensor(EXTREMES)])
-    int8, _, _ = layer()
+@each_product
+def test_it_is_what_floating_point_makes_of_the_same_eight_bits(product):
+    x = torch.cat([torch.randn(29, 40, generator=torch.Generator().manual_seed(1)), torch.tensor(EXTREMES)])
+    int8, _, _ = layer(product)
     torch.testing.assert_close(int8(x), int8.emulate(x), atol=1e-3, rtol=1e-6)
     assert int8(x.view(3, 12, 40)).shape == (3, 12, 24)
 
 
-def test_it_is_close_to_the_product_that_was_rounded():
+@each_product
+def test_it_is_close_to_the_product_that_was_rounded(product):
     x = torch.randn(200, 40, generator=torch.Generator().manual_seed(1))
-    int8, weight, bias = layer()
+    int8, weight, bias = layer(product)
     expected = F.linear(x, weight, bias)
-    assert (int8(x) - expected).std() < 0.01 * expected.std()
+    assert (int8(x) - expected).std() < 0.015 * expected.std()
 
 
-def test_no_row_depends_on_the_rows_beside_it_not_even_in_its_last_bit():
+@each_product
+def test_no_row_depends_on_the_rows_beside_it_not_even_in_its_last_bit(product):
     x = torch.randn(33, 768, generator=torch.Generator().manual_seed(1))
-    int8 = Int8(torch.randn(1001, 768, generator=torch.Generator().manual_seed(2)))
+    x[4], x[5], x[32] = 3, 1e-13 * x[5], 1000 * x[32]
+    int8 = Int8(torch.randn(1001, 768, generator=torch.Generator().manual_seed(2)), product=product)
     together = int8(x)
     for first, last in ((0, 1), (5, 6), (3, 7), (0, 16), (32, 33)):
         assert torch.equal(int8(x[first:last]), together[first:last])
 
 
-def test_the_largest_products_are_not_cut_off():
+@each_product
+def test_the_largest_products_are_not_cut_off(product):
     """255 * 127 * 2 does not fit into 16 bits, in which some instructions would add it."""
     if reason := why_not():
         pytest.skip(reason)
     x, weight = torch.full((5, 3072), 3.0), torch.ones(16, 3072)
     x[:, 0] = -2
-    torch.testing.assert_close(Int8(weight)(x), F.linear(x, weight), atol=1e-2, rtol=1e-5)
+    torch.testing.assert_close(Int8(weight, product=product)(x), F.linear(x, weight), atol=1e-2, rtol=1e-5)
 
 
 def test_a_model_scores_as_its_emulation_and_nearly_as_in_float32(int8_model, tiny_model, monkeypatch):
@@ -63,13 +75,13 @@ def test_a_model_scores_as_its_emulation_and_nearly_as_in_float32(int8_model, ti
     scores, exact = int8_model(idx)[0], tiny_model(idx)[0]
     monkeypatch.setattr(Int8, "forward", Int8.emulate)
     torch.testing.assert_close(scores, int8_model(idx)[0], atol=1e-3, rtol=0)
-    assert (scores - exact).std() < 0.03 * exact.std()
+    assert (scores - exact).std() < (0.05 if int8_product() == "fbgemm" else 0.03) * exact.std()
 
 
 def test_no_weight_is_kept_in_float32_but_what_is_looked_up(int8_model):
     large = [name for name, p in int8_model.named_parameters() if p.dim() > 1]
     assert large == ["transformer.wte.weight", "transformer.wpe.weight"]
-    assert dtype_of(int8_model) == "int8"
+    assert dtype_of(int8_model) == ("int8-w7" if int8_product() == "fbgemm" else "int8")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -110,6 +122,7 @@ def test_a_wrong_or_missing_product_is_found_and_float32_used_with_a_sentence(
     monkeypatch, caplog, tiny_checkpoint, product, reason
 ):
     monkeypatch.setattr(torch, "_int_mm", product)
+    monkeypatch.setattr(quantize, "int8_product", lambda: "int_mm")
     monkeypatch.setattr(checkpoint, "why_not", quantize.why_not.__wrapped__)
     with caplog.at_level(logging.WARNING):
         model, _ = gpt2.load(tiny_checkpoint, "cpu", "int8")
