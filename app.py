@@ -43,6 +43,7 @@ from page.style import THEME, head
 from page.writing import DEADLINE, Ask, News, news, news_from
 
 ZERO_GPU_ABOVE = 300_000_000  # parameters; smaller models write fast on the CPU, which costs no visitor's quota
+LAST_WORDS = 8  # seconds that texts have to come to their end after SIGTERM; containers are killed after 10
 SLOTS = 16  # texts that are written at the same time; others wait in a queue
 ZERO_GPU_MODEL: list = []  # model, tokenizer: a ZeroGPU worker is a fork and finds them here; arguments are pickled
 
@@ -69,16 +70,12 @@ def introduction(served: Served) -> str:
     return words + (f". Revision {html.escape(served.sha[:8])}." if served.sha else ".")
 
 
-def build(served: Served, n_threads: int | None = None) -> gr.Blocks:
-    """The page and its API for one checkpoint.
-
-    Args:
-        n_threads: for the Engine, see there.
-    """
+def build(served: Served, engine: gpt2.Engine | None = None) -> gr.Blocks:
+    """The page and its API for one checkpoint, which the engine, where it is given, has too."""
     if ZERO_GPU_MODEL:  # whose workers are forks, where no engine's thread lives
         source, slots = news_on_zero_gpu, 1
     else:
-        source, slots = partial(news_from, gpt2.Engine(served.model, served.tokenizer, SLOTS, threads=n_threads)), SLOTS
+        source, slots = partial(news_from, engine or gpt2.Engine(served.model, served.tokenizer, SLOTS)), SLOTS
 
     def think(function: Callable, *args, **kwargs) -> Any:
         if ZERO_GPU_MODEL:
@@ -113,14 +110,16 @@ def main() -> int:
     if not (port.isascii() and port.isdigit() and 1 <= int(port[:9]) <= 65535):
         print(f"PORT={port[:20]!r} must be a whole number from 1 to 65535.", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a container says Ctrl-C
-    n_threads = threads()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # how a container is told to end
+    n_threads, engine = threads(), None
     torch.set_num_threads(1)  # all of them are the engine's, see there
     try:
         served = load_or_fall_back(os.environ.get("MODEL_ID", ""), os.environ.get("MODEL_REVISION", ""))
         if os.environ.get("SPACES_ZERO_GPU") and served.model.config.n_parameters > ZERO_GPU_ABOVE:
             ZERO_GPU_MODEL.extend([served.model.to("cuda"), served.tokenizer])
-        demo = build(served, n_threads)
+        else:
+            engine = gpt2.Engine(served.model, served.tokenizer, SLOTS, threads=n_threads)
+        demo = build(served, engine)
         demo.launch(
             server_name="0.0.0.0" if os.environ.get("SPACE_ID") else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
             server_port=int(port),
@@ -147,6 +146,11 @@ def main() -> int:
         print(f"Port {port} is not free: end what listens there, or set PORT to another.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        return 0
+    except SystemExit:
+        if engine and engine.busy:
+            engine.close(wait=LAST_WORDS)
+            time.sleep(1)  # in which they reach their readers
         return 0
 
 

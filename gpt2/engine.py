@@ -132,10 +132,10 @@ class Engine:
             raise ValueError(f"max_batch={max_batch} must be at least 1, and max_queue={max_queue} at least 0.")
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.max_queue = max_batch, max_queue
-        self._changed = threading.Condition()  # guards the next three
+        self._changed = threading.Condition()  # guards the next four
         self._waiting: deque[_Job] = deque()
         self._free = max_batch  # places
-        self._closed = False
+        self._refuses = self._closed = False
         # The rest is the thread's own.
         self._reading: deque[_Job] = deque()
         self._writing: list[_Job] = []  # the job of each row of the cache
@@ -160,7 +160,7 @@ class Engine:
         ids = prompt_ids(self.model, self.tokenizer, prompt)
         job = _Job(Draft(self.model.config, ids, params or SamplingParams()))
         with self._changed:
-            if self._closed:
+            if self._refuses:
                 raise Refused("This engine was closed and writes no more.")
             if len(self._waiting) >= self._free + self.max_queue:
                 busy = f"{self.max_batch} texts are being written and {self.max_queue} requests wait already"
@@ -169,13 +169,21 @@ class Engine:
             self._changed.notify()
         return Request(self, job)
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody's text is being written, or waits for that."""
+        return bool(self._waiting) or self._free < self.max_batch
+
     def place_of(self, job: _Job) -> int:
         with self._changed:
             return self._waiting.index(job) + 1 if job in self._waiting else 0
 
-    def close(self) -> None:
-        """End all requests; their readers still get what was written."""
+    def close(self, wait: float = 0) -> None:
+        """Take no more requests, wait so many seconds at most for those that there are, and end what is left; its
+        readers still get what was written."""
         with self._changed:
+            self._refuses = True
+            self._changed.wait_for(lambda: not self.busy, wait)
             self._closed = True
             self._changed.notify()
         self._thread.join()
@@ -200,7 +208,7 @@ class Engine:
         """Let those go who left or whose time is up, and give free places to those who wait longest. Sleeps while
         there is nothing to do; False once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting or self._free < self.max_batch)
+            self._changed.wait_for(lambda: self._closed or self.busy)
         for job in (*self._reading, *self._writing):
             if self._has_left(job) or job.draft.is_late():
                 self._leave(job)
@@ -297,6 +305,7 @@ class Engine:
         self._forget(job)
         with self._changed:
             self._free += 1
+            self._changed.notify()  # close(), perhaps: this thread itself waits for nothing now
         self._end(job, error)
 
     @staticmethod

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -223,8 +224,9 @@ class Peer:
 def answer(pipe: Connection, make: Callable[..., Measure], args: tuple) -> None:
     torch.set_num_threads(1)
     measure = make(*args)
-    while pipe.recv():
-        pipe.send(measure())
+    with suppress(EOFError):  # whoever asked has gone
+        while pipe.recv():
+            pipe.send(measure())
 
 
 def peers(checkpoint: Path, folder: Path, tokens: int, threads: int) -> tuple[dict[str, Peer], list[str]]:

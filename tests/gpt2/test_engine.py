@@ -434,6 +434,32 @@ def test_closing_ends_everything_and_refuses_what_comes_after(make_engine):
         engine.submit("the")
 
 
+def test_closing_may_wait_for_what_is_being_written_and_takes_no_more_meanwhile(gate, make_engine):
+    engine = make_engine(gate, max_batch=1)
+    requests = [engine.submit("the", SamplingParams(max_new_tokens=2)) for _ in range(2)]
+    closing = threading.Thread(target=lambda: engine.close(wait=60))
+    closing.start()
+    wait_until(lambda: refuses(engine))
+    gate.let_all_through()
+    closing.join(60)
+    assert not closing.is_alive() and [r.outcome.stop_reason for r in requests] == ["length"] * 2
+
+
+def refuses(engine: Engine) -> bool:
+    try:
+        engine.submit("the", FOREVER).cancel()
+    except gpt2.Refused:
+        return True
+    return False
+
+
+def test_closing_waits_no_longer_than_it_is_told(make_engine):
+    engine = make_engine()
+    request = engine.submit("the", FOREVER)
+    engine.close(wait=0.1)
+    assert request.outcome.stop_reason == "cancelled"
+
+
 def test_a_program_may_end_while_a_text_is_written(run_python, tiny_checkpoint):
     code = f"import gpt2; e = gpt2.Engine(*gpt2.load({str(tiny_checkpoint)!r})); r = e.submit('a', gpt2.SamplingParams("
     code += "max_new_tokens=100000)); next(iter(r)); r = e.submit('a', gpt2.SamplingParams(max_new_tokens=100000))"

@@ -251,8 +251,21 @@ def test_a_container_may_stop_it_in_the_middle_of_a_text(checkpoint, tmp_path):
         while not job.outputs():
             time.sleep(0.01)
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(10) == 0
+        assert running.process.wait(20) == 0
         assert "Traceback" not in running.log() and "terminate" not in running.log()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to answer")
+def test_a_text_that_is_nearly_written_reaches_its_reader_before_a_container_ends(checkpoint, tmp_path):
+    with serve(tmp_path, MODEL_ID=str(checkpoint)) as running:
+        client = Client(running.url, verbose=False, analytics_enabled=False)
+        whole = client.predict("ROMEO:", max_new_tokens=300, seed=1, api_name="/generate")
+        job = client.submit("ROMEO:", max_new_tokens=300, seed=1, api_name="/generate")
+        while not job.outputs():
+            time.sleep(0.01)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(20) == 0
+        assert job.outputs()[-1] == whole
 
 
 @pytest.mark.parametrize("model_id", ["no-such/repo", "/no/such/folder", "a/" * 5000, "../<b>x</b>", "broken"])

@@ -1,0 +1,125 @@
+"""What int8 costs: how much worse it predicts text that the model never read, and how often it likes another token.
+
+    python tests/bench/int8_quality.py [CHECKPOINT] [--tokens 20000] [--per-layer-tokens 4000]
+
+Scores the held-out part of the checkpoint's own text in float32, and with both int8 products of gpt2/quantize.py:
+"int8" (eight bits by eight; its emulation, where this CPU lacks the instructions) and "int8-w7" (weights
+of seven bits). Then with one layer at a time in int8, for the layer that costs most. Prints tables and adds to
+tests/bench/results/int8_quality.json. No figure of it is a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import gpt2  # noqa: E402
+from gpt2 import device  # noqa: E402
+from gpt2.linear import Linear, TokenEmbedding  # noqa: E402
+from gpt2.quantize import Fbgemm, Int8, Int8Embedding, IntMM  # noqa: E402
+from train.dataset import Part  # noqa: E402
+from train.evaluate import Trained  # noqa: E402
+from train.scoring import IGNORE, windows  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "int8_quality.json"
+
+
+class Emulated(Int8):
+    """Int8 as floating point computes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.emulate(x)
+
+
+def in_int8(
+    model: gpt2.GPT, product: type[IntMM | Fbgemm], chosen: Callable[[str], bool] = lambda name: True
+) -> gpt2.GPT:
+    """A copy with the chosen layers in int8."""
+    model = copy.deepcopy(model)
+    layer = Emulated if product is IntMM and device.int8_product() != "int_mm" else Int8
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear) and chosen(name):
+            model.set_submodule(name, layer(module.weight, module.bias, product))
+        elif isinstance(module, TokenEmbedding) and chosen(name):
+            embedding = Int8Embedding(module.weight)
+            embedding.head = layer(module.weight, product=product)
+            model.set_submodule(name, embedding)
+    return model
+
+
+def scores(model: gpt2.GPT, part: Part, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """-log p of every token, in nats, and the likeliest one in its place."""
+    size = model.config.block_size
+    cuts = islice(windows(part, size, overlap=False), max(1, tokens // size))
+    while batch := list(islice(cuts, max(1, 1024 // size))):
+        idx, targets = (torch.stack(column) for column in zip(*batch, strict=True))  # (B, T), (B, T)
+        log_p = model(idx)[0].log_softmax(-1)  # (B, T, V)
+        scored = targets != IGNORE
+        each = -log_p[scored].gather(1, targets[scored].unsqueeze(1)).squeeze(1)  # (n,)
+        yield each, log_p[scored].argmax(-1)
+
+
+def compare(exact: list[tuple[Tensor, Tensor]], rounded: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    (a, liked), (b, liked_too) = ([torch.cat(column) for column in zip(*of, strict=True)] for of in (exact, rounded))
+    return {
+        "tokens": len(a),
+        "float32, nats": float(a.double().mean()),
+        "rise, nats": float((b.double() - a.double()).mean()),
+        "same likeliest token": float((liked == liked_too).double().mean()),
+    }
+
+
+@torch.inference_mode()
+def measure(model: gpt2.GPT, part: Part, tokens: int, per_layer: int) -> dict[str, dict[str, dict[str, float]]]:
+    whole = list(scores(model, part, tokens))
+    short = list(scores(model, part, per_layer))
+    rows = {}
+    for product in (IntMM, Fbgemm):
+        rows[product.NAME] = {"all layers": compare(whole, scores(in_int8(model, product), part, tokens))}
+        for name in (*(f"transformer.h.{i}" for i in range(model.config.n_layer)), "transformer.wte"):
+            one = in_int8(model, product, lambda n, name=name: n == name or n.startswith(name + "."))
+            rows[product.NAME][f"{name} alone"] = compare(short, scores(one, part, per_layer))
+        for name, row in rows[product.NAME].items():
+            said = f"{row['rise, nats']:+.5f} nats a token, same likeliest token {row['same likeliest token']:.2%}"
+            print(f"{product.NAME:8} {name:24} {said}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", default=str(gpt2.BUNDLED))
+    parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--per-layer-tokens", type=int, default=4_000)
+    args = parser.parse_args()
+    device.prepare(torch.device("cpu"))
+    found = gpt2.find(args.checkpoint)
+    model, tokenizer = gpt2.load(found.directory, "cpu", "float32")
+    trained = Trained.read(found.directory)
+    if trained is None:
+        sys.exit(f"{found.name} has no training.json that names its text.")
+    _, text = trained.text(tokenizer, print)
+    record = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    record[f"{model.config.n_parameters / 1e6:.1f} million parameters"] = {
+        "run": trained.config,
+        "products": measure(model, text.holdout, args.tokens, args.per_layer_tokens),
+        "computed by": device.int8_product(),
+        "machine": device.describe(torch.device("cpu")),
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
