@@ -3,8 +3,8 @@
     python tests/bench/kills.py [--kills 100] [--stops 30] [--seed 1]
 
 Kills (SIGKILL) are drawn from the first new step on, over the time that a few steps and their saves take on this
-machine, of a run that spends most of its time saving; after each the run is resumed. Stops (SIGTERM) are drawn over the
-whole life of a run, its start and its end included. Prints the counts, writes tests/bench/results/kills.json. Not for
+machine, of a run that spends most of its time saving; after each the run is resumed. Stops (SIGTERM) are drawn from the
+first step of a short run to its end. Prints the counts, writes tests/bench/results/kills.json. Not for
 Windows, which has no such signals.
 """
 
@@ -140,11 +140,14 @@ def kill(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
 def stop(folder: Path, stops: int, rng: random.Random) -> dict[str, Any]:
     """Tell runs of 30 steps to stop, each at one moment of its life."""
     runs, codes, seconds, said_so = Runs(folder), [], [], 0
+    timed = runs.start("timed", steps=30)
+    runs.wait_for_step("timed", 1, timed)
     begun = time.monotonic()
-    assert runs.start("timed", steps=30).wait(timeout=600) == 0
+    assert timed.wait(timeout=600) == 0
     life = time.monotonic() - begun
     for number in range(stops):
         process = runs.start(f"stopped-{number}", steps=30)
+        runs.wait_for_step(f"stopped-{number}", 1, process)
         time.sleep(rng.uniform(0.0, life))
         sent = time.monotonic()
         process.send_signal(signal.SIGTERM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import gpt2
+from tests.bench import kills
 from train import state, trainer
 from train.__main__ import resumed
 from train.journal import read_jsonl
@@ -286,58 +286,16 @@ def test_a_signal_before_the_first_step_of_a_resumed_run_is_answered_alike(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_thirty_kills_at_any_moment_leave_a_run_that_goes_on_as_an_undisturbed_one(tmp_path, start):
-    """Saves every third step, with one sample each, take most of the time, so that many kills fall into
-    one. Kills are drawn from the first new step on, over the time that three steps and a save take here, twice."""
-    flags, rng, inside = ["my.txt", *FLAGS, "--log-every", "1", "--prompts", "The"], random.Random(1), 0
-    run_dir, whole = tmp_path / "killed", tmp_path / "whole"
-    undisturbed = start(*flags, "--out", "whole")
-    wait_for(whole / "state" / "000003.safetensors")
-    begun = time.monotonic()
-    wait_for(whole / "state" / "000009.safetensors")
-    window = time.monotonic() - begun
-    undisturbed.kill()
-    undisturbed.communicate()
-    for kill in range(31):
-        before = state.load_facts(run_dir / "state")
-        process = start("--resume", "--out", "killed") if before else start(*flags, "--out", "killed")
-        wait_for_step(run_dir, (before or {"step": 0})["step"] + 1, process)
-        if kill == 30:
-            break
-        time.sleep(rng.uniform(0.0, window))
-        process.kill()
-        process.communicate()
-        inside += any(path.suffix == ".tmp" for path in [*run_dir.glob(".*"), *run_dir.glob("state/.*")])
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, said
-    ours = [(e["step"], e["loss"]) for e in read_jsonl(run_dir / "metrics.jsonl") if "loss" in e]
-    assert [step for step, _ in ours] == list(range(1, len(ours) + 1))
-    print(f"30 kills, {inside} inside a save, at step {len(ours)}")
-    assert inside >= 10
-    undisturbed = start("--resume", "--out", "whole")
-    wait_for_step(whole, len(ours), undisturbed, seconds=900)
-    undisturbed.kill()
-    undisturbed.communicate()
-    theirs = [(e["step"], e["loss"]) for e in whole_lines(whole / "metrics.jsonl") if "loss" in e]
-    assert theirs[: len(ours)] == ours
+def test_thirty_kills_at_any_moment_leave_a_run_that_goes_on_as_an_undisturbed_one(tmp_path):
+    found = kills.kill(tmp_path, 30, random.Random(1))
+    print(found)
+    assert found["inside a save"] >= 10
+    assert found["journal without gap or double line"] and found["journal as undisturbed"]
+    assert found["weights as undisturbed"]
 
 
-def whole_lines(path: Path) -> list[dict]:
-    """What is written so far; the last line may be half there."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen, seconds: float = 240) -> None:
-    """Until the journal has a step; a resumed run has cut off by then what came after its state."""
-    deadline, path = time.monotonic() + seconds, run_dir / "metrics.jsonl"
-    before = path.stat().st_mtime_ns if path.exists() else 0
-    while not (path.exists() and path.stat().st_mtime_ns > before and step in _steps(path)):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def _steps(path: Path) -> set[int]:
-    return {entry["step"] for entry in whole_lines(path) if "loss" in entry}
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to answer")
+def test_a_stop_at_any_moment_ends_with_0_within_ten_seconds(tmp_path):
+    found = kills.stop(tmp_path, 4, random.Random(2))
+    assert found["ended with code 0"] == found["without a traceback"] == 4 and found["slowest, s"] < 10

@@ -1,0 +1,146 @@
+"""Every fault that the Hub of the tests knows, at every request of a push and of a load: what is left, what is said.
+
+    python tests/bench/hub_faults.py [--only push load] [--workers 2]
+
+The commands are real, each in a process of its own; the Hub runs here (tests/hub_server.py). A fault befalls one
+request, the first, the second, and so on, or that one and all after it. A push must leave the repository as it was or
+complete; a load must give the commit that is there or a sentence. Prints the counts, and every trial that did neither,
+took over 30 seconds or said nothing; writes tests/bench/results/hub_faults.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from gpt2.device import describe  # noqa: E402
+from tests.hub_server import FAULTS, HubServer  # noqa: E402
+
+STATUSES = (400, 401, 403, 404, 409, 413, 429, 500, 503)
+LONG = 30  # seconds, after which it must at least have said what it waits for
+TOKEN = "hf_faults"
+PUSH = ["-m", "train.publish", "run", "ada/x"]
+LOAD = ["-c", "import gpt2; print(gpt2.find('ada/x').sha)"]
+
+
+def environment(hub: HubServer, folder: Path) -> dict[str, str]:
+    home = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **hub.env(TOKEN, folder / "home"), **home}
+
+
+def run_of(folder: Path) -> Path:
+    """A small finished run."""
+    (folder / "my.txt").write_text("The quick brown fox jumps over the lazy dog, again and again.\n" * 400, "utf-8")
+    flags = "my.txt --preset tiny --device cpu --max-steps 20 --eval-every 10 --out run".split()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    subprocess.run([sys.executable, "-m", "train", *flags], cwd=folder, env=env, check=True, capture_output=True)
+    return folder / "run"
+
+
+def trial(what: str, run: Path, fault: dict[str, Any] | None, after: int = 0) -> dict[str, Any]:
+    """One push or load, with a fault after so many requests; no fault: how it goes without."""
+    with HubServer() as hub, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(run, folder / "run")
+        hub.add_token(TOKEN, "ada", "write")
+        repo = hub.repo("ada/x")
+        whole = {path.name: path.read_bytes() for path in (run / "best").iterdir() if path.is_file()}
+        repo.commit({"config.json": b"{}", ".gitattributes": b""} if what == "push" else whole)
+        before, hub.requests = repo.head, []
+        if fault:
+            hub.fail("*", "", after=after, **fault)
+        command = [*PUSH, "--overwrite"] if what == "push" else LOAD
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=folder,
+            env=environment(hub, folder),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=600,
+        )
+        seconds, said = time.monotonic() - started, done.stdout + done.stderr
+        files = repo.files()
+        unchanged = repo.head == before
+        complete = all(files.get(path) == content for path, content in whole.items() if path != "README.md")
+    left = "unchanged" if unchanged else "complete" if complete else "neither"
+    if what == "load":
+        left = "the commit" if before in done.stdout else "a sentence" if done.returncode else "neither"
+    return {
+        "what": what,
+        "fault": {key: str(value) for key, value in (fault or {}).items()},
+        "after": after,
+        "requests": len(hub.requests),
+        "code": done.returncode,
+        "left": left,
+        "traceback": "Traceback" in said and what == "push",  # a load is called from Python, where an error is one
+        "seconds": round(seconds, 1),
+        "said": said.strip().splitlines()[-1:],
+        "secret told": TOKEN in said,
+    }
+
+
+def trials(what: str, n: int) -> Iterator[tuple[dict[str, Any], int]]:
+    for after in range(n):
+        for fault in [{"status": status} for status in STATUSES] + [{"kind": kind} for kind in FAULTS]:
+            for times in (1, math.inf):
+                yield {**fault, "times": times, **({"retry_after": 1} if fault.get("status") == 429 else {})}, after
+
+
+def is_bad(row: dict[str, Any]) -> bool:
+    silent = row["code"] != 0 and not row["said"]
+    gave_up = row["what"] == "push" and row["code"] == 0 and row["left"] != "complete"
+    slow = row["seconds"] > LONG and not row["said"]
+    return row["left"] == "neither" or row["traceback"] or row["secret told"] or silent or gave_up or slow
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=["push", "load"], choices=["push", "load"])
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    record: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
+        run = run_of(Path(folder))
+        for what in args.only:
+            n = trial(what, run, None)["requests"]
+            rows = list(pool.map(lambda one: trial(what, run, *one), trials(what, n)))  # noqa: B023 (used at once)
+            bad = [row for row in rows if is_bad(row)]
+            record[what] = {
+                "requests of one": n,
+                "tried": len(rows),
+                "left": Counter(row["left"] for row in rows),
+                "slowest, s": max(row["seconds"] for row in rows),
+                f"over {LONG} s": sum(row["seconds"] > LONG for row in rows),
+                "bad": bad,
+            }
+            print(what, *(f"    {name:20} {value}" for name, value in record[what].items() if name != "bad"), sep="\n")
+            print(*(f"    BAD {row}" for row in bad), sep="\n", flush=True)
+    record |= {
+        "machine": describe(torch.device("cpu")),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("huggingface_hub",)},
+    }
+    path = Path(__file__).parent / "results" / "hub_faults.json"
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
