@@ -228,4 +228,6 @@ def resume(directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done; Python's own end would let it look killed
+    sys.exit(code)
