@@ -20,16 +20,15 @@ def test_the_text_grows_and_stop_keeps_it(open_page):
     page = open_page()
     begin(page)
     page.get_by_role("button", name="Generate", exact=True).click()
-    lengths = []
-    for more in (10, 60, 110):
-        wait(page, lambda more=more: len(sheet(page)) > more)
-        lengths.append(len(sheet(page)))
-    assert lengths == sorted(set(lengths))
+    seen = 0
+    for _ in range(3):
+        wait(page, lambda seen=seen: len(sheet(page)) > seen + 10)
+        seen = len(sheet(page))
     page.get_by_role("button", name="Stop", exact=True).click()
     wait(page, lambda: "stopped by you" in status(page))
     kept = sheet(page)
     page.wait_for_timeout(700)
-    assert sheet(page) == kept and kept.startswith("ROMEO:") and len(kept) >= lengths[-1]
+    assert sheet(page) == kept and kept.startswith("ROMEO:") and len(kept) >= seen
     assert "stopped by you" in status(page) and "Seed" in status(page)
     assert page.locator("#sheet b").text_content() == "ROMEO:"
 
