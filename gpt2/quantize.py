@@ -63,17 +63,24 @@ class Fbgemm:
         return torch.ops.quantized.linear_unpack(self._packed)[0].int_repr()
 
 
+Product = type[IntMM] | type[Fbgemm]
+
+
+def suited() -> Product:
+    """The product that is fastest on this CPU."""
+    return Fbgemm if int8_product() == "fbgemm" else IntMM
+
+
 class Int8(nn.Module):
     """y = x @ weight.T + bias, both factors rounded to eight bits.
 
     Args:
         weight: (out, in), float32; not kept.
-        product: what multiplies; None: what suits this CPU.
+        product: what multiplies.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, product: type[IntMM | Fbgemm] | None = None):
+    def __init__(self, weight: Tensor, bias: Tensor | None, product: Product):
         super().__init__()
-        product = product or (Fbgemm if int8_product() == "fbgemm" else IntMM)
         scale = weight.abs().amax(1).clamp_(min=SMALLEST).div_(product.LARGEST)  # (out,)
         whole = weight.div(scale.unsqueeze(1)).round_().to(torch.int8)
         self.product = product(whole)
@@ -100,10 +107,10 @@ class Int8(nn.Module):
 class Int8Embedding(TokenEmbedding):
     """Looks up as before, in float32, and scores in int8."""
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, product: Product):
         nn.Module.__init__(self)
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.head = Int8(weight)
+        self.head = Int8(weight, None, product)
 
     def forward(self, idx: Tensor) -> Tensor:
         return F.embedding(idx, self.weight)
@@ -112,12 +119,12 @@ class Int8Embedding(TokenEmbedding):
         return self.head(x)
 
 
-def quantized(module: nn.Module) -> nn.Module:
+def quantized(module: nn.Module, product: Product) -> nn.Module:
     """The int8 form of a module with a large weight; any other module as it is."""
     if isinstance(module, Linear):
-        return Int8(module.weight.detach(), module.bias.detach())
+        return Int8(module.weight.detach(), module.bias.detach(), product)
     if isinstance(module, TokenEmbedding):
-        return Int8Embedding(module.weight.detach())
+        return Int8Embedding(module.weight.detach(), product)
     return module
 
 
@@ -140,7 +147,7 @@ def why_not() -> str | None:
     x[:, 0], x[3:6, 1:] = -2, 3  # rows of 255 but for one 0
     bias = torch.randn(80, generator=generator)
     try:
-        layer = Int8(weight, bias)
+        layer = Int8(weight, bias, suited())
         for rows in (x, x[3:4], x[:5]):
             wrong = (layer(rows) - layer.emulate(rows)).abs().max()
             if not wrong < 1e-3:

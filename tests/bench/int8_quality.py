@@ -26,8 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import gpt2  # noqa: E402
 from gpt2 import device  # noqa: E402
-from gpt2.linear import Linear, TokenEmbedding  # noqa: E402
-from gpt2.quantize import Fbgemm, Int8, Int8Embedding, IntMM  # noqa: E402
+from gpt2.quantize import Fbgemm, Int8, IntMM, Product, quantized, suited  # noqa: E402
 from train.dataset import Part  # noqa: E402
 from train.evaluate import Trained  # noqa: E402
 from train.scoring import IGNORE, windows  # noqa: E402
@@ -35,26 +34,15 @@ from train.scoring import IGNORE, windows  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "int8_quality.json"
 
 
-class Emulated(Int8):
-    """Int8 as floating point computes it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.emulate(x)
-
-
-def in_int8(
-    model: gpt2.GPT, product: type[IntMM | Fbgemm], chosen: Callable[[str], bool] = lambda name: True
-) -> gpt2.GPT:
+def in_int8(model: gpt2.GPT, product: Product, chosen: Callable[[str], bool] = lambda name: True) -> gpt2.GPT:
     """A copy with the chosen layers in int8."""
     model = copy.deepcopy(model)
-    layer = Emulated if product is IntMM and device.int8_product() != "int_mm" else Int8
     for name, module in list(model.named_modules()):
-        if isinstance(module, Linear) and chosen(name):
-            model.set_submodule(name, layer(module.weight, module.bias, product))
-        elif isinstance(module, TokenEmbedding) and chosen(name):
-            embedding = Int8Embedding(module.weight)
-            embedding.head = layer(module.weight, product=product)
-            model.set_submodule(name, embedding)
+        if chosen(name) and (small := quantized(module, product)) is not module:
+            model.set_submodule(name, small)
+    if product is IntMM and suited() is not IntMM:  # it would be right, but take minutes
+        for layer in (module for module in model.modules() if isinstance(module, Int8)):
+            layer.forward = layer.emulate
     return model
 
 

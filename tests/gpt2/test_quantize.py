@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 import gpt2
 from gpt2 import checkpoint, quantize
-from gpt2.device import int8_product
-from gpt2.quantize import Fbgemm, Int8, IntMM, dtype_of, quantized, why_not
+from gpt2.quantize import Fbgemm, Int8, IntMM, dtype_of, quantized, suited, why_not
 
 EXTREMES = [[0.0] * 40, [5.0] * 40, [-7.0] + [7.0] * 39, [1e-20] * 40, [100.0, -100.0] * 20, [3.0, 3.0001] * 20]
 EXTREMES += [[0.0, 5e-13] * 20]
@@ -23,7 +22,8 @@ each_product = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def int8_model(tiny_checkpoint):
+def int8_model(tiny_checkpoint, monkeypatch, product):
+    monkeypatch.setattr(checkpoint, "suited", lambda: product)
     return gpt2.load(tiny_checkpoint, "cpu", "int8")[0]
 
 
@@ -47,14 +47,14 @@ def test_it_is_close_to_the_product_that_was_rounded(product):
     x = torch.randn(200, 40, generator=torch.Generator().manual_seed(1))
     int8, weight, bias = layer(product)
     expected = F.linear(x, weight, bias)
-    assert (int8(x) - expected).std() < 0.015 * expected.std()
+    assert (int8(x) - expected).std() < {IntMM: 0.01, Fbgemm: 0.015}[product] * expected.std()
 
 
 @each_product
 def test_no_row_depends_on_the_rows_beside_it_not_even_in_its_last_bit(product):
     x = torch.randn(33, 768, generator=torch.Generator().manual_seed(1))
     x[4], x[5], x[32] = 3, 1e-13 * x[5], 1000 * x[32]
-    int8 = Int8(torch.randn(1001, 768, generator=torch.Generator().manual_seed(2)), product=product)
+    int8 = Int8(torch.randn(1001, 768, generator=torch.Generator().manual_seed(2)), None, product)
     together = int8(x)
     for first, last in ((0, 1), (5, 6), (3, 7), (0, 16), (32, 33)):
         assert torch.equal(int8(x[first:last]), together[first:last])
@@ -67,21 +67,23 @@ def test_the_largest_products_are_not_cut_off(product):
         pytest.skip(reason)
     x, weight = torch.full((5, 3072), 3.0), torch.ones(16, 3072)
     x[:, 0] = -2
-    torch.testing.assert_close(Int8(weight, product=product)(x), F.linear(x, weight), atol=1e-2, rtol=1e-5)
+    torch.testing.assert_close(Int8(weight, None, product)(x), F.linear(x, weight), atol=1e-2, rtol=1e-5)
 
 
-def test_a_model_scores_as_its_emulation_and_nearly_as_in_float32(int8_model, tiny_model, monkeypatch):
+@each_product
+def test_a_model_scores_as_its_emulation_and_nearly_as_in_float32(int8_model, tiny_model, monkeypatch, product):
     idx = torch.tensor([[1, 2, 3, 4, 5, 6, 7]])
     scores, exact = int8_model(idx)[0], tiny_model(idx)[0]
     monkeypatch.setattr(Int8, "forward", Int8.emulate)
     torch.testing.assert_close(scores, int8_model(idx)[0], atol=1e-3, rtol=0)
-    assert (scores - exact).std() < (0.05 if int8_product() == "fbgemm" else 0.03) * exact.std()
+    assert (scores - exact).std() < {IntMM: 0.03, Fbgemm: 0.05}[product] * exact.std()
 
 
-def test_no_weight_is_kept_in_float32_but_what_is_looked_up(int8_model):
+@each_product
+def test_no_weight_is_kept_in_float32_but_what_is_looked_up(int8_model, product):
     large = [name for name, p in int8_model.named_parameters() if p.dim() > 1]
     assert large == ["transformer.wte.weight", "transformer.wpe.weight"]
-    assert dtype_of(int8_model) == ("int8-w7" if int8_product() == "fbgemm" else "int8")
+    assert dtype_of(int8_model) == {IntMM: "int8", Fbgemm: "int8-w7"}[product]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -89,12 +91,19 @@ def test_other_models_are_called_by_the_format_of_their_weights(tiny_checkpoint,
     assert dtype_of(gpt2.load(tiny_checkpoint, "cpu", dtype)[0]) == dtype
 
 
+@pytest.mark.parametrize(("fast", "expected"), [("int_mm", IntMM), ("fbgemm", Fbgemm), (None, IntMM)])
+def test_the_product_is_the_one_that_suits_the_cpu(monkeypatch, fast, expected):
+    monkeypatch.setattr(quantize, "int8_product", lambda: fast)
+    assert suited() is expected
+
+
 def test_what_has_no_large_weight_stays_as_it_is():
     norm = torch.nn.LayerNorm(3)
-    assert quantized(norm) is norm
+    assert quantized(norm, suited()) is norm
 
 
-def test_alone_and_in_company_it_writes_the_same(int8_model, tiny_tokenizer):
+@each_product
+def test_alone_and_in_company_it_writes_the_same(int8_model, tiny_tokenizer, product):
     wishes = [("the land"[: 1 + seed % 8], gpt2.SamplingParams(max_new_tokens=25, seed=seed)) for seed in range(24)]
     with gpt2.Engine(int8_model, tiny_tokenizer) as engine:
         requests = [engine.submit(*wish) for wish in wishes]
@@ -102,7 +111,8 @@ def test_alone_and_in_company_it_writes_the_same(int8_model, tiny_tokenizer):
     assert texts == ["".join(gpt2.generate(int8_model, tiny_tokenizer, *wish)) for wish in wishes]
 
 
-def test_an_int8_model_refuses_to_be_saved(int8_model, tiny_tokenizer, tmp_path):
+@each_product
+def test_an_int8_model_refuses_to_be_saved(int8_model, tiny_tokenizer, tmp_path, product):
     with pytest.raises(ValueError, match="load it with dtype='float32'"):
         gpt2.save(tmp_path / "x", int8_model, tiny_tokenizer)
 

@@ -22,7 +22,7 @@ def test_the_text_grows_and_stop_keeps_it(open_page):
     page.get_by_role("button", name="Generate", exact=True).click()
     seen = 0
     for _ in range(3):
-        wait(page, lambda seen=seen: len(sheet(page)) > seen + 10)
+        wait(page, lambda seen=seen: len(sheet(page)) > seen + 40)
         seen = len(sheet(page))
     page.get_by_role("button", name="Stop", exact=True).click()
     wait(page, lambda: "stopped by you" in status(page))
