@@ -43,7 +43,7 @@ from page.style import THEME, head
 from page.writing import DEADLINE, Ask, News, news, news_from
 
 ZERO_GPU_ABOVE = 300_000_000  # parameters; smaller models write fast on the CPU, which costs no visitor's quota
-LAST_WORDS = 8  # seconds that texts have to come to their end after SIGTERM; containers are killed after 10
+LAST_WORDS = 7  # seconds that texts have to come to their end after SIGTERM; containers are killed after 10
 SLOTS = 16  # texts that are written at the same time; others wait in a queue
 ZERO_GPU_MODEL: list = []  # model, tokenizer: a ZeroGPU worker is a fork and finds them here; arguments are pickled
 

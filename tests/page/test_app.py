@@ -251,7 +251,7 @@ def test_a_container_may_stop_it_in_the_middle_of_a_text(checkpoint, tmp_path):
         while not job.outputs():
             time.sleep(0.01)
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(20) == 0
+        assert running.process.wait(10) == 0
         assert "Traceback" not in running.log() and "terminate" not in running.log()
 
 
@@ -264,7 +264,7 @@ def test_a_text_that_is_nearly_written_reaches_its_reader_before_a_container_end
         while not job.outputs():
             time.sleep(0.01)
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(20) == 0
+        assert running.process.wait(10) == 0
         assert job.outputs()[-1] == whole
 
 
