@@ -12,8 +12,6 @@ else running.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
 from gpt2.checkpoint import read_config  # noqa: E402
-from gpt2.device import describe, int8_product  # noqa: E402
+from gpt2.device import int8_product  # noqa: E402
+from tests.bench.record import installed, save  # noqa: E402
 from train import gguf  # noqa: E402
 
 PROMPT = 64  # tokens
@@ -202,13 +200,6 @@ def llama_cpp(file: Path, tokens: int, threads: int) -> Measure:
     return lambda: {"1 streams, tok/s": one(), f"{n_seq} streams, tok/s": eight()}
 
 
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 class Peer:
     """A process that measures when it is asked to."""
 
@@ -237,14 +228,15 @@ def peers(checkpoint: Path, folder: Path, tokens: int, threads: int) -> tuple[di
         found["ours int8"] = Peer(ours, checkpoint, "int8", tokens, threads)
     else:
         missing.append("ours int8: this CPU has no instructions for it")
-    if installed("transformers"):
-        found["transformers float32"] = Peer(transformers_fp32, checkpoint, tokens, threads)
-    else:
-        missing.append("transformers is not installed")
-    if installed("ctranslate2"):
-        found["CTranslate2 int8"] = Peer(ctranslate2_int8, checkpoint, tokens, threads)
-    else:
-        missing.append("ctranslate2 is not installed")
+    others = {
+        "transformers float32": ("transformers", transformers_fp32),
+        "CTranslate2 int8": ("ctranslate2", ctranslate2_int8),
+    }
+    for name, (package, make) in others.items():
+        if installed(package):
+            found[name] = Peer(make, checkpoint, tokens, threads)
+        else:
+            missing.append(f"{package} is not installed")
     if installed("llama-cpp-python") and installed("gguf"):
         for file in llama_files(checkpoint, folder):
             found[f"llama.cpp {file.stem}"] = Peer(llama_cpp, file, tokens, threads)
@@ -282,7 +274,6 @@ def main() -> None:
         limit, reached = medians["memory"]["GB/s"] * 1e9 / (read * size), medians[f"ours {dtype}"]["1 streams, tok/s"]
         roof[dtype] = {"MB a token": read * size / 1e6, "limit, tok/s": limit, "reached": reached / limit}
         print(f"{dtype}: {read * size / 1e6:,.0f} MB a token, limit {limit:,.1f} tok/s, reached {reached / limit:.0%}")
-    packages = ("torch", "transformers", "ctranslate2", "llama-cpp-python")
     result = {
         "median": medians,
         "runs": runs,
@@ -290,13 +281,9 @@ def main() -> None:
         "roofline": roof,
         "tokens": args.tokens,
         "threads": args.threads,
-        "machine": describe(torch.device("cpu")),
         "int8 product": int8_product(),
-        "versions": {"python": platform.python_version()} | {name: installed(name) for name in packages},
     }
-    path = Path(__file__).parent / "results" / "decode.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save("decode", result, "torch", "transformers", "ctranslate2", "llama-cpp-python")
 
 
 if __name__ == "__main__":

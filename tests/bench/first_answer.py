@@ -10,16 +10,13 @@ tests/bench/results/first_answer.json. Needs nothing else running on the machine
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import re
 import socket
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -28,7 +25,8 @@ from gradio_client import Client
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
-from gpt2.device import describe, prepare  # noqa: E402
+from gpt2.device import prepare  # noqa: E402
+from tests.bench.record import save  # noqa: E402
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
@@ -98,16 +96,7 @@ def main() -> None:
     medians = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
     for name, value in medians.items():
         print(f"{name:32} {value:10,.2f}")
-    result = {
-        "median": medians,
-        "runs": runs,
-        "tokens": args.tokens,
-        "machine": describe(torch.device("cpu")),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "gradio")},
-    }
-    path = Path(__file__).parent / "results" / "first_answer.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save("first_answer", {"median": medians, "runs": runs, "tokens": args.tokens}, "torch", "gradio")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ and writes tests/bench/results/fuzz.json.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import sys
 import tempfile
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 
 import hypothesis
@@ -24,8 +21,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from gpt2.device import describe  # noqa: E402
 from tests import hostile  # noqa: E402
+from tests.bench.record import save  # noqa: E402
 
 SHOWN = 5  # of what went wrong, for each kind
 
@@ -87,12 +84,8 @@ def main() -> None:
             "seed": args.seed,
             "memory of a case, at most, MB": hostile.MEMORY // 2**20,
             "memory of the process, at most, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000,
-            "machine": describe(torch.device("cpu")),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "safetensors", "tiktoken", "gradio", "hypothesis")},
         }
-        path = Path(__file__).parent / "results" / "fuzz.json"
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save("fuzz", record, "torch", "safetensors", "tiktoken", "gradio", "hypothesis")
     sys.exit(f"{together['other']:,} cases were neither opened nor refused" if together["other"] else None)
 
 

@@ -11,10 +11,7 @@ took over 30 seconds or said nothing; writes tests/bench/results/hub_faults.json
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,36 +20,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from gpt2.device import describe  # noqa: E402
+from tests.bench.kills import Runs  # noqa: E402
+from tests.bench.record import save  # noqa: E402
 from tests.hub_server import FAULTS, HubServer  # noqa: E402
 
 STATUSES = (400, 401, 403, 404, 409, 413, 429, 500, 503)
-LONG = 30  # seconds, after which it must at least have said what it waits for
+LONG = 30  # seconds, after which it must have said what it waits for: to be looked at
 TOKEN = "hf_faults"
 PUSH = ["-m", "train.publish", "run", "ada/x"]
 LOAD = ["-c", "import gpt2; print(gpt2.find('ada/x').sha)"]
-
-
-def environment(hub: HubServer, folder: Path) -> dict[str, str]:
-    home = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **hub.env(TOKEN, folder / "home"), **home}
-
-
-def run_of(folder: Path) -> Path:
-    """A small finished run."""
-    (folder / "my.txt").write_text("The quick brown fox jumps over the lazy dog, again and again.\n" * 400, "utf-8")
-    flags = "my.txt --preset tiny --device cpu --max-steps 20 --eval-every 10 --out run".split()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
-    subprocess.run([sys.executable, "-m", "train", *flags], cwd=folder, env=env, check=True, capture_output=True)
-    return folder / "run"
 
 
 def trial(what: str, run: Path, fault: dict[str, Any] | None, after: int = 0) -> dict[str, Any]:
@@ -72,7 +53,7 @@ def trial(what: str, run: Path, fault: dict[str, Any] | None, after: int = 0) ->
         done = subprocess.run(
             [sys.executable, *command],
             cwd=folder,
-            env=environment(hub, folder),
+            env=Runs(folder).env | hub.env(TOKEN, folder / "home"),
             capture_output=True,
             encoding="utf-8",
             timeout=600,
@@ -108,7 +89,7 @@ def trials(what: str, n: int) -> Iterator[tuple[dict[str, Any], int]]:
 def is_bad(row: dict[str, Any]) -> bool:
     silent = row["code"] != 0 and not row["said"]
     gave_up = row["what"] == "push" and row["code"] == 0 and row["left"] != "complete"
-    slow = row["seconds"] > LONG and not row["said"]
+    slow = row["seconds"] > LONG
     return row["left"] == "neither" or row["traceback"] or row["secret told"] or silent or gave_up or slow
 
 
@@ -119,7 +100,9 @@ def main() -> None:
     args = parser.parse_args()
     record: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
-        run = run_of(Path(folder))
+        process = Runs(Path(folder)).start("run", steps=20)
+        assert process.communicate() and process.returncode == 0
+        run = Path(folder) / "run"
         for what in args.only:
             n = trial(what, run, None)["requests"]
             rows = list(pool.map(lambda one: trial(what, run, *one), trials(what, n)))  # noqa: B023 (used at once)
@@ -134,12 +117,7 @@ def main() -> None:
             }
             print(what, *(f"    {name:20} {value}" for name, value in record[what].items() if name != "bad"), sep="\n")
             print(*(f"    BAD {row}" for row in bad), sep="\n", flush=True)
-    record |= {
-        "machine": describe(torch.device("cpu")),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("huggingface_hub",)},
-    }
-    path = Path(__file__).parent / "results" / "hub_faults.json"
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save("hub_faults", record, "huggingface_hub")
 
 
 if __name__ == "__main__":

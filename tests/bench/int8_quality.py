@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -27,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import gpt2  # noqa: E402
 from gpt2 import device  # noqa: E402
 from gpt2.quantize import Fbgemm, Int8, IntMM, Product, quantized, suited  # noqa: E402
+from tests.bench.record import RESULTS, here  # noqa: E402
 from train.dataset import Part  # noqa: E402
 from train.evaluate import Trained  # noqa: E402
 from train.scoring import IGNORE, windows  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "int8_quality.json"
+PATH = RESULTS / "int8_quality.json"
 
 
 def in_int8(model: gpt2.GPT, product: Product, chosen: Callable[[str], bool] = lambda name: True) -> gpt2.GPT:
@@ -97,16 +96,14 @@ def main() -> None:
     if trained is None:
         sys.exit(f"{found.name} has no training.json that names its text.")
     _, text = trained.text(tokenizer, print)
-    record = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    record = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
     record[f"{model.config.n_parameters / 1e6:.1f} million parameters"] = {
         "run": trained.config,
         "products": measure(model, text.holdout, args.tokens, args.per_layer_tokens),
         "computed by": device.int8_product(),
-        "machine": device.describe(torch.device("cpu")),
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        **here("torch"),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    PATH.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -21,16 +20,14 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from gpt2.device import describe  # noqa: E402
+from tests.bench.record import save  # noqa: E402
 from train import state  # noqa: E402
 
 EVERY = 3  # steps between two saves
@@ -47,6 +44,10 @@ class Runs:
     def __post_init__(self):
         (self.folder / "my.txt").write_text(TEXT, encoding="utf-8")
 
+    @property
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(self.folder / "cache")}
+
     def start(self, name: str, steps: int = 100_000) -> subprocess.Popen:
         """Begin the run of that name, or resume it where there is something to resume."""
         begun = state.load_facts(self.folder / name / "state") is not None
@@ -54,7 +55,7 @@ class Runs:
         return subprocess.Popen(
             [sys.executable, "-m", "train", *flags, "--out", name],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(self.folder / "cache")},
+            env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -75,6 +76,13 @@ class Runs:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, f"{name} did not come to step {step}"
             time.sleep(0.01)
+
+    def go_on(self, name: str) -> tuple[subprocess.Popen, int]:
+        """Start it, and wait for its first new step, so that what went before is settled; and its last step before."""
+        before = (state.load_facts(self.folder / name / "state") or {"step": 0})["step"]
+        process = self.start(name)
+        self.wait_for_step(name, before + 1, process)
+        return process, before
 
     def weights_at(self, name: str, step: int, process: subprocess.Popen, seconds: float = 900) -> dict:
         """What a state of the run holds, as soon as there is one of that step."""
@@ -109,15 +117,11 @@ def kill(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
     window = time.monotonic() - begun
     end(whole)
     for _ in range(kills):
-        before = (state.load_facts(folder / "killed" / "state") or {"step": 0})["step"]
-        process = runs.start("killed")
-        runs.wait_for_step("killed", before + 1, process)
+        process, _ = runs.go_on("killed")
         time.sleep(rng.uniform(0.0, window))
         end(process)
         inside += runs.is_saving("killed")
-    before = (state.load_facts(folder / "killed" / "state") or {"step": 0})["step"]
-    process = runs.start("killed")
-    runs.wait_for_step("killed", before + 1, process)
+    process, before = runs.go_on("killed")
     last = (before // EVERY + 1) * EVERY
     ours = runs.weights_at("killed", last, process)
     end(process)
@@ -175,12 +179,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result[name] = trial(Path(folder), times, rng)
         print(name, *(f"    {what:36} {value}" for what, value in result[name].items()), sep="\n", flush=True)
-    result |= {
-        "machine": describe(torch.device("cpu")),
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-    }
-    path = Path(__file__).parent / "results" / "kills.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save("kills", result, "torch")
 
 
 if __name__ == "__main__":

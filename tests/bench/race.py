@@ -14,11 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
-from gpt2.device import describe  # noqa: E402
+from tests.bench.record import RESULTS, save  # noqa: E402
 from train import optimizer  # noqa: E402
 from train.config import TrainConfig, preset  # noqa: E402
 from train.corpus import open_corpus  # noqa: E402
@@ -101,20 +99,14 @@ def main() -> None:
     tokenizer = gpt2.Tokenizer.from_directory(ROOT / "checkpoints" / "shakespeare")
     text = open_corpus((), "plays").documents[0].text
     ids = torch.tensor(tokenizer.encode(text)[: BATCHES * ROWS * BLOCK + 1])
-    path = Path(__file__).parent / "results" / "race.json"
+    path = RESULTS / "race.json"
     known = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else {}
     results: dict[str, list] = {name: runs for name, runs in known.items() if name not in args.only}
     for name in args.only:
         results[name] = [run(RECIPES[name], ids, seed, tokenizer.vocab_size) for seed in range(args.seeds)]
         reached = ", ".join(str(r["steps"] or f"not ({r['loss']})") for r in results[name])
         print(f"{name:48} {reached:>16} steps   {results[name][0]['seconds']:8.1f} s", flush=True)
-        record = {
-            "goal": GOAL,
-            "runs": results,
-            "machine": describe(torch.device("cpu")),
-            "versions": {"python": platform.python_version(), "torch": version("torch")},
-        }
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save("race", {"goal": GOAL, "runs": results}, "torch")
 
 
 if __name__ == "__main__":

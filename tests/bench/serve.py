@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import random
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -29,9 +27,9 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from gpt2.device import describe  # noqa: E402
+from tests.bench.record import RESULTS, save  # noqa: E402
 from tests.page.visit import serve  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
 AT_ONCE = (1, 2, 4, 8, 16, 32, 50)
 ARRIVALS = (1.0, 2.0, 4.0, 8.0)  # readers a second
 PROMPTS = ("ROMEO:", "JULIET:", "KING HENRY:", "First Citizen:\nWe are", "O, what a", "Enter the")
@@ -136,12 +134,8 @@ def main() -> None:
         print(f"\n{title}\n" + "".join(f"{name:>28}" for name in rows[0]))
         for row in rows:
             print("".join(f"{value:28,.1f}" for value in row.values()))
-    machine = describe(torch.device("cpu"))
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "gradio")}
-    record = {"tokens": args.tokens, **tables, "machine": machine, "versions": versions}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "serve.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    draw(tables["at once"], RESULTS / "serve.png", machine)
+    save("serve", {"tokens": args.tokens, **tables}, "torch", "gradio")
+    draw(tables["at once"], RESULTS / "serve.png", describe(torch.device("cpu")))
 
 
 if __name__ == "__main__":

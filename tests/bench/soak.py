@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import random
 import sys
 import tempfile
@@ -22,7 +21,6 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -32,9 +30,9 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from gpt2.device import describe  # noqa: E402
+from tests.bench.record import RESULTS, save  # noqa: E402
 from tests.page.visit import serve  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
 WAYS = {"reads": 45, "stops": 20, "vanishes": 20, "never reads": 5, "has a text scored": 10}  # in percent
 PAUSE = 8.0  # seconds between two requests of a reader, on average
 PROMPTS = ("ROMEO:", "JULIET:", "KING HENRY:", "First Citizen:\nWe are", "O, what a", "Enter the", "")
@@ -187,12 +185,8 @@ def main() -> None:
     }
     for name, value in result.items():
         print(f"{name:46} {dict(value) if isinstance(value, Counter) else value}")
-    machine = describe(torch.device("cpu"))
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "gradio")}
-    RESULTS.mkdir(exist_ok=True)
-    record = {**result, "machine": machine, "versions": versions, "each second": seen}
-    (RESULTS / "soak.json").write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
-    draw(seen, RESULTS / "soak.png", f"{args.readers} readers on {machine}")
+    save("soak", {**result, "every tenth second": seen[::10]}, "torch", "gradio")
+    draw(seen, RESULTS / "soak.png", f"{args.readers} readers on {describe(torch.device('cpu'))}")
 
 
 if __name__ == "__main__":

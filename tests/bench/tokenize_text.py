@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -20,14 +19,11 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from gpt2.device import describe  # noqa: E402
+from tests.bench.record import save  # noqa: E402
 from train.config import preset  # noqa: E402
 from train.corpus import open_corpus  # noqa: E402
 from train.dataset import prepare  # noqa: E402
@@ -98,16 +94,7 @@ def main() -> None:
     print(f"{f'{args.mb:,} MB of text':24}" + "".join(f"{tokenizer:>12}" for tokenizer in TOKENIZERS))
     for name in measured[TOKENIZERS[0]]:
         print(f"{name:24}" + "".join(f"{measured[tokenizer][name]:12,.1f}" for tokenizer in TOKENIZERS))
-    result = {
-        "measured": measured,
-        "text, MB": args.mb,
-        "machine": describe(torch.device("cpu")),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "tiktoken", "tokenizers")},
-    }
-    path = Path(__file__).parent / "results" / "tokenize_text.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save("tokenize_text", {"measured": measured, "text, MB": args.mb}, "torch", "tiktoken", "tokenizers")
     worst = max(figures["memory at most, MB"] for figures in measured.values())
     sys.exit(f"{worst:,.0f} MB of memory are more than {MOST_MB:,}" if worst > MOST_MB else None)
 

@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -28,7 +26,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
-from gpt2.device import describe, keep_memory, prepare  # noqa: E402
+from gpt2.device import keep_memory, prepare  # noqa: E402
+from tests.bench.record import here  # noqa: E402
 
 CPU = torch.device("cpu")
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -166,8 +165,7 @@ def main() -> None:
         "model": {"n_layer": args.layers, "n_embd": args.width, "block_size": args.block},
         "matrix peak, GFLOP/s": round(peak / 1e9, 1),
         "threads": torch.get_num_threads(),
-        "machine": describe(CPU),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")},
+        **here("torch", "transformers"),
     }
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -23,7 +23,6 @@ from train.journal import read_jsonl
 from train.processes import Processes, Stopped
 from train.trainer import fit
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MOVING = ("seconds", "tokens_per_second")  # what a clock says differs from run to run
 
 
@@ -208,10 +207,7 @@ FLAGS = "--preset tiny --device cpu --dtype float32 --eval-every 3 --max-steps 1
 @pytest.fixture
 def start(tmp_path):
     """start(*flags) starts python -m train on a small text in an empty folder; start(code=...) any other program."""
-    (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog, again and again.\n" * 400, "utf-8")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-
-    started = []
+    env, started = kills.Runs(tmp_path).env, []
 
     def run(*more: str, code: str = "") -> subprocess.Popen:
         command = [sys.executable, *(("-c", code) if code else ("-m", "train", *(more or ("my.txt", *FLAGS))))]
