@@ -1,7 +1,7 @@
 """Waiting for work that may never end, as long as there is news of it.
 
 The Hub's client retries for minutes where a Hub is silent, and can not be told to stop: so it works in threads that are
-left behind. Knows how to wait; knows nothing of what for.
+left behind. Knows how to wait and how to tell of it; knows nothing of what for.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager
 from typing import Any
 
 PATIENCE = 4.0  # seconds without news after which the Hub counts as silent; a healthy one answers within one
@@ -73,6 +74,24 @@ def patiently(
             last, since = now, time.monotonic()
         elif time.monotonic() - since > patience():
             raise Silence(patience(), next((worker.status for worker in workers if worker.status), None))
+
+
+@contextmanager
+def telling(say: Callable[[float], None], every: float) -> Iterator[None]:
+    """Call say with the seconds that the block has taken, every so many of them, until it ends."""
+    ended, started = threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        while not ended.wait(every):
+            say(time.monotonic() - started)
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        speaker.join()
 
 
 def _overhear(record: logging.LogRecord) -> bool:

@@ -16,7 +16,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session, httpx, set_client_factory
 
+from gpt2.patience import telling
+
 SILENCE = 30  # seconds without a byte after which a request counts as failed
+TELL = 10  # seconds between sentences while the Hub takes its time
 WAITS = (1, 4, 15)  # seconds between attempts where the Hub may only be busy
 MAX_WAIT = 60  # seconds that we wait when the Hub asks for more
 PASSING = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
@@ -145,7 +148,8 @@ class Repository:
         what was done and not answered is found done."""
         for wait in (*self._waits, None):
             try:
-                return function(*args, **kwargs)
+                with telling(lambda seconds: self._say(f"Waiting for the Hub, {seconds:.0f} s now ..."), TELL):
+                    return function(*args, **kwargs)
             except (OSError, RuntimeError, httpx.HTTPError) as error:
                 _, headers = _status(error)
                 if wait is None or not _is_passing(error):

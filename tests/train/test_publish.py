@@ -203,6 +203,16 @@ def test_one_hiccup_of_the_hub_is_waited_out(push, hub, run, method, path, fault
     assert len(hub.repo("ada/rhymes").commits) == 2
 
 
+def test_while_the_hub_is_silent_it_is_said_what_is_waited_for(push, hub, run, monkeypatch):
+    monkeypatch.setattr(upload, "SILENCE", 0.5)
+    monkeypatch.setattr(upload, "TELL", 0.1)
+    hub.fail("POST", r"/commit/", kind="silent", times=1)
+    done = push(run, "ada/rhymes")
+    assert done.returncode == 0, done.stderr
+    assert "Waiting for the Hub" in done.stdout
+    assert "did not take it" in done.stdout.split("Waiting for the Hub", 1)[1]  # the wait was told before its end
+
+
 def test_a_checkpoint_that_is_not_whole_never_leaves(push, hub, run):
     weights = run / "best" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
