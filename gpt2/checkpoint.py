@@ -28,7 +28,7 @@ from gpt2.device import DTYPES, inference_dtype, pick_device
 from gpt2.files import WEIGHTS, CheckpointError, Found, check_file, lack, read_json
 from gpt2.hub import find_on_hub
 from gpt2.model import GPT
-from gpt2.quantize import dtype_of, quantized, suited, why_not
+from gpt2.quantize import dtype_of, quantized, suited
 from gpt2.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "shakespeare"
@@ -85,13 +85,14 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
         )
     read_weight = _open_weights(directory / WEIGHTS, config)
     what = inference_dtype(where, dtype, config.n_parameters)
-    if what == torch.int8 and (reason := why_not()):
-        logging.getLogger("gpt2").warning(
-            "float32 is used and not int8: PyTorch %s, but %s.", torch.__version__, reason
-        )
-        what = torch.float32
+    largest = None
+    if what == torch.int8:
+        largest, why = suited()
+        if largest is None:
+            logging.getLogger("gpt2").warning(
+                "float32 is used and not int8: PyTorch %s, but %s.", torch.__version__, why
+            )
     model = _empty_model(_fitted(config, tokenizer, directory), where, torch.float32 if what == torch.int8 else what)
-    product = suited()
     with torch.no_grad():
         # By names, module by module: so that of an int8 model only one in float32 is ever in memory.
         for prefix in [prefix for prefix, _ in model.named_modules()]:
@@ -103,7 +104,7 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
                     parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
                 else:
                     parameter.copy_(tensor.t() if name.endswith(_TRANSPOSED) else tensor)
-            if what == torch.int8 and (small := quantized(module, product)) is not module:
+            if largest is not None and (small := quantized(module, largest)) is not module:
                 model.set_submodule(prefix, small)
     return model.eval().requires_grad_(False), tokenizer
 

@@ -118,13 +118,10 @@ def training_precision(device: torch.device, name: str = "auto") -> Precision:
     return Precision(torch.float32, f"{describe(device)} has no fast half precision for training")
 
 
-def int8_product() -> str | None:
-    """What multiplies eight bits fast on this CPU: "int_mm" (torch._int_mm), where there are instructions that add such
-    products in 32 bits (VNNI) and PyTorch uses them; else "fbgemm", which does well with AVX2 too; None: nothing."""
-    if "avx512_vnni" in _cpu_flags() and torch.__version__ >= (2, 13):
-        return "int_mm"
+def has_int8() -> bool:
+    """Whether PyTorch can multiply eight bits on this CPU, by FBGEMM, which needs AVX2."""
     there = hasattr(torch.ops.quantized, "linear_dynamic") and "fbgemm" in torch.backends.quantized.supported_engines
-    return "fbgemm" if there and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else None
+    return there and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def inference_dtype(device: torch.device, name: str = "auto", n_parameters: int = 0) -> torch.dtype:
@@ -135,7 +132,7 @@ def inference_dtype(device: torch.device, name: str = "auto", n_parameters: int 
         ValueError: for an unknown name, or int8 on a GPU.
     """
     if name == "auto":
-        if device.type == "cpu" and n_parameters >= INT8_FROM and int8_product():
+        if device.type == "cpu" and n_parameters >= INT8_FROM and has_int8():
             return torch.int8
         if device.type != "cuda":
             return torch.float32

@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
 from gpt2.checkpoint import read_config  # noqa: E402
-from gpt2.device import int8_product  # noqa: E402
+from gpt2.device import has_int8  # noqa: E402
+from gpt2.quantize import suited  # noqa: E402
 from tests.bench.record import installed, save  # noqa: E402
 from train import gguf  # noqa: E402
 
@@ -224,10 +225,10 @@ def peers(checkpoint: Path, folder: Path, tokens: int, threads: int) -> tuple[di
     """Who is measured, by name, and who is missing."""
     found, missing = {"memory": Peer(memory, threads)}, []
     found["ours float32"] = Peer(ours, checkpoint, "float32", tokens, threads)
-    if int8_product():
+    if has_int8():
         found["ours int8"] = Peer(ours, checkpoint, "int8", tokens, threads)
     else:
-        missing.append("ours int8: this CPU has no instructions for it")
+        missing.append("ours int8: PyTorch can not multiply eight bits on this CPU")
     others = {
         "transformers float32": ("transformers", transformers_fp32),
         "CTranslate2 int8": ("ctranslate2", ctranslate2_int8),
@@ -281,7 +282,7 @@ def main() -> None:
         "roofline": roof,
         "tokens": args.tokens,
         "threads": args.threads,
-        "int8 product": int8_product(),
+        "largest int8 weight": suited()[0] if has_int8() else None,
     }
     save("decode", result, "torch", "transformers", "ctranslate2", "llama-cpp-python")
 

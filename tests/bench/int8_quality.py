@@ -2,10 +2,10 @@
 
     python tests/bench/int8_quality.py [CHECKPOINT] [--tokens 20000] [--per-layer-tokens 4000]
 
-Scores the held-out part of the checkpoint's own text in float32, and with both int8 products of gpt2/quantize.py:
-"int8" (eight bits by eight; its emulation, where this CPU lacks the instructions) and "int8-w7" (weights
-of seven bits). Then with one layer at a time in int8, for the layer that costs most. Prints tables and adds to
-tests/bench/results/int8_quality.json. No figure of it is a time.
+Scores the held-out part of the checkpoint's own text in float32, and with both kinds of gpt2/quantize.py's weights:
+"int8" (eight bits; emulated where this CPU would cut their sums off) and "int8-w7" (seven bits). Then with one layer at
+a time in int8, for the layer that costs most. Prints tables and adds to tests/bench/results/int8_quality.json. No
+figure of it is a time.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import gpt2  # noqa: E402
 from gpt2 import device  # noqa: E402
-from gpt2.quantize import Fbgemm, Int8, IntMM, Product, quantized, suited  # noqa: E402
+from gpt2.quantize import LARGEST, LARGEST_IN_PAIRS, Int8, quantized, suited  # noqa: E402
 from tests.bench.record import RESULTS, here  # noqa: E402
 from train.dataset import Part  # noqa: E402
 from train.evaluate import Trained  # noqa: E402
 from train.scoring import IGNORE, windows  # noqa: E402
 
+KINDS = {"int8": LARGEST, "int8-w7": LARGEST_IN_PAIRS}
 PATH = RESULTS / "int8_quality.json"
 
 
-def in_int8(model: gpt2.GPT, product: Product, chosen: Callable[[str], bool] = lambda name: True) -> gpt2.GPT:
+def in_int8(model: gpt2.GPT, largest: int, chosen: Callable[[str], bool] = lambda name: True) -> gpt2.GPT:
     """A copy with the chosen layers in int8."""
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
-        if chosen(name) and (small := quantized(module, product)) is not module:
+        if chosen(name) and (small := quantized(module, largest)) is not module:
             model.set_submodule(name, small)
-    if product is IntMM and suited() is not IntMM:  # it would be right, but take minutes
+    if largest > suited()[0]:
         for layer in (module for module in model.modules() if isinstance(module, Int8)):
             layer.forward = layer.emulate
     return model
@@ -72,14 +73,14 @@ def measure(model: gpt2.GPT, part: Part, tokens: int, per_layer: int) -> dict[st
     whole = list(scores(model, part, tokens))
     short = list(scores(model, part, per_layer))
     rows = {}
-    for product in (IntMM, Fbgemm):
-        rows[product.NAME] = {"all layers": compare(whole, scores(in_int8(model, product), part, tokens))}
+    for kind, largest in KINDS.items():
+        rows[kind] = {"all layers": compare(whole, scores(in_int8(model, largest), part, tokens))}
         for name in (*(f"transformer.h.{i}" for i in range(model.config.n_layer)), "transformer.wte"):
-            one = in_int8(model, product, lambda n, name=name: n == name or n.startswith(name + "."))
-            rows[product.NAME][f"{name} alone"] = compare(short, scores(one, part, per_layer))
-        for name, row in rows[product.NAME].items():
+            one = in_int8(model, largest, lambda n, name=name: n == name or n.startswith(name + "."))
+            rows[kind][f"{name} alone"] = compare(short, scores(one, part, per_layer))
+        for name, row in rows[kind].items():
             said = f"{row['rise, nats']:+.5f} nats a token, same likeliest token {row['same likeliest token']:.2%}"
-            print(f"{product.NAME:8} {name:24} {said}", flush=True)
+            print(f"{kind:8} {name:24} {said}", flush=True)
     return rows
 
 
@@ -99,8 +100,8 @@ def main() -> None:
     record = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
     record[f"{model.config.n_parameters / 1e6:.1f} million parameters"] = {
         "run": trained.config,
-        "products": measure(model, text.holdout, args.tokens, args.per_layer_tokens),
-        "computed by": device.int8_product(),
+        "kinds": measure(model, text.holdout, args.tokens, args.per_layer_tokens),
+        "largest whole weight of this CPU": suited()[0],
         **here("torch"),
     }
     PATH.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
