@@ -7,8 +7,10 @@ tokens, prompts or requests.
 from __future__ import annotations
 
 import mmap
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2.config import GPTConfig
@@ -97,6 +99,28 @@ class KVCache:
     def _size(self, T: int) -> int:
         """S, the positions that a step of T tokens looks at: whole pieces."""
         return -(-(max(self.pos) + T) // PIECE) * PIECE
+
+
+def weighted_sum(p: Tensor, v: Tensor) -> Tensor:
+    """p @ v, p (B, nh, T, S), v (B, nh, S, hs) as the cache gives it: (B, nh, T, hs).
+
+    For single tokens on a CPU by what sums rows of an embedding table: twice as fast as products of so few numbers.
+    """
+    B, nh, S, hs = v.shape
+    apart = v.stride(1) // hs  # positions from one head to the next
+    in_table = v.stride() == (nh * apart * hs, apart * hs, hs, 1)
+    if p.size(2) > 1 or v.device.type != "cpu" or v.dtype != torch.float32 or torch.is_grad_enabled() or not in_table:
+        return p @ v
+    rows, starts = _rows(B * nh, S, apart)
+    table = v.as_strided(((B * nh - 1) * apart + S, hs), (hs, 1))
+    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=p.flatten()).view(B, nh, 1, hs)
+
+
+@lru_cache(maxsize=8)
+def _rows(n: int, S: int, apart: int) -> tuple[Tensor, Tensor]:
+    """Which rows of a table are the S first of each of n heads, (n * S,), and where the rows of each begin, (n,)."""
+    starts = torch.arange(n, dtype=torch.int32)
+    return (starts.unsqueeze(1) * apart + torch.arange(S, dtype=torch.int32)).flatten(), starts * S
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.cache import KVCache
+from gpt2.cache import KVCache, weighted_sum
 from gpt2.config import GPTConfig
 from gpt2.linear import Embedding, Linear, TokenEmbedding
 
@@ -57,7 +57,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     another way than several, so that the last bits of a text would depend on what is written beside it.
     """
     scores = (q * q.size(-1) ** -0.5) @ k.transpose(2, 3)  # (B, nh, T, S)
-    return torch.where(mask, scores, -math.inf).softmax(-1) @ v  # (B, nh, T, hs)
+    return weighted_sum(torch.where(mask, scores, -math.inf).softmax(-1), v)  # (B, nh, T, hs)
 
 
 class MLP(nn.Module):

@@ -39,8 +39,8 @@ class Int8(nn.Module):
             warnings.simplefilter("ignore")
             q = torch._make_per_channel_quantized_tensor(whole, scale.double(), torch.zeros_like(scale).long(), 0)
         self._packed = torch.ops.quantized.linear_prepack(q, None)
-        self.register_buffer("sums", whole.sum(1).mul(scale))  # (out,): what an activation of 1 everywhere gives
-        self.register_buffer("bias", bias)
+        self.sums = whole.sum(1).mul(scale)  # (out,): what an activation of 1 everywhere gives
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         part, low, span = _parts(x)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpt2 import GPTConfig, KVCache
-from gpt2.cache import PIECE
+from gpt2.cache import PIECE, weighted_sum
 
 CONFIG = GPTConfig(block_size=6, vocab_size=257, n_layer=2, n_head=2, n_embd=8)
 
@@ -125,3 +125,18 @@ def test_a_step_moves_only_the_rows_that_are_there():
     k, v = cache.update(0, *keys_and_values(2, 1))
     assert k.size(0) == v.size(0) == 2
     assert (cache.k[:, 2] == 0).all()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("B", [1, 2, 5])
+@pytest.mark.parametrize("T", [1, 3])
+def test_values_are_weighted_as_a_product_would_and_in_any_company_to_the_same_bits(B, T):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(5, 3, 4 * PIECE, 8, generator=generator)[:B, :, : 2 * PIECE]  # as rows of a cache: with gaps
+    weights = torch.rand(B, 3, T, 2 * PIECE, generator=generator)
+    weights[..., PIECE - 7 :] = 0
+    found = weighted_sum(weights, values)
+    torch.testing.assert_close(found, weights @ values, atol=1e-5, rtol=1e-5)
+    assert torch.equal(weighted_sum(weights[:1], values[:1]), found[:1])
+    if T == 1:
+        assert torch.equal(weighted_sum(weights[..., :PIECE], values[:, :, :PIECE]), found)
