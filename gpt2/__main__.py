@@ -11,8 +11,10 @@ import sys
 import time
 from dataclasses import fields, replace
 
+import torch
+
 import gpt2
-from gpt2.device import DTYPES
+from gpt2.device import DTYPES, threads
 
 DEFAULTS = gpt2.SamplingParams()
 
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     # A terminal that can not show a character must not end the program.
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     try:
+        torch.set_num_threads(threads())  # in a container PyTorch counts the machine's cores
         found = gpt2.find(args.checkpoint)
         model, tokenizer = gpt2.load(found.directory, args.device, args.dtype)
         if found.sha:

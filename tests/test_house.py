@@ -20,7 +20,7 @@ FLOORS = {
         {"sampler", "checkpoint"},
         {"model", "tokenizer", "quantize", "overlap", "hub"},
         {"linear"},
-        {"cache", "config", "device", "files", "patience"},
+        {"cache", "config", "device", "files", "native", "patience"},
     ],
     "train": [
         {"__main__"},

@@ -12,6 +12,7 @@ else running.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -32,14 +33,14 @@ sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
 from gpt2.checkpoint import read_config  # noqa: E402
 from gpt2.device import has_int8  # noqa: E402
-from gpt2.quantize import suited  # noqa: E402
+from gpt2.quantize import can_compile, suited  # noqa: E402
 from tests.bench.record import installed, save  # noqa: E402
 from train import gguf  # noqa: E402
 
 PROMPT = 64  # tokens
 POSITIONS = (50, 1000)  # where the cost of one token is compared
 STREAMS = (1, 8, 16)
-FORMATS = {"float32": 4, "int8": 1}  # bytes of a weight
+FORMATS = {"float32": 4, "int8": 1, "int8, no compiler": 1}  # bytes of a weight
 spawn = get_context("spawn")
 Measure = Callable[[], dict[str, float]]
 
@@ -76,7 +77,9 @@ def memory(threads: int) -> Measure:
     return lambda: {"GB/s": max(aside(gigabytes_a_second, threads) for _ in range(5))}
 
 
-def ours(checkpoint: Path, dtype: str, tokens: int, threads: int) -> Measure:
+def ours(checkpoint: Path, dtype: str, compiler: bool, tokens: int, threads: int) -> Measure:
+    if not compiler:
+        os.environ["CC"] = ""
     model, tokenizer = gpt2.load(checkpoint, "cpu", dtype)
     last = model.config.block_size - 1
     prompt = tokenizer.decode([7 + i % 5 for i in range(PROMPT)])
@@ -224,9 +227,13 @@ def answer(pipe: Connection, make: Callable[..., Measure], args: tuple) -> None:
 def peers(checkpoint: Path, folder: Path, tokens: int, threads: int) -> tuple[dict[str, Peer], list[str]]:
     """Who is measured, by name, and who is missing."""
     found, missing = {"memory": Peer(memory, threads)}, []
-    found["ours float32"] = Peer(ours, checkpoint, "float32", tokens, threads)
+    found["ours float32"] = Peer(ours, checkpoint, "float32", True, tokens, threads)
     if has_int8():
-        found["ours int8"] = Peer(ours, checkpoint, "int8", tokens, threads)
+        found["ours int8, no compiler"] = Peer(ours, checkpoint, "int8", False, tokens, threads)
+        if can_compile():
+            found["ours int8"] = Peer(ours, checkpoint, "int8", True, tokens, threads)
+        else:
+            missing.append("ours int8, compiled: there is no C compiler")
     else:
         missing.append("ours int8: PyTorch can not multiply eight bits on this CPU")
     others = {

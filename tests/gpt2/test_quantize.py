@@ -3,87 +3,100 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import gpt2
-from gpt2 import checkpoint, quantize
+from gpt2 import checkpoint, native, quantize
 from gpt2.device import has_int8
-from gpt2.quantize import LARGEST, LARGEST_IN_PAIRS, Int8, dtype_of, quantized, suited
+from gpt2.quantize import LARGEST, LARGEST_IN_PAIRS, Int8, can_compile, dtype_of, quantized, suited
 
 EXTREMES = [[0.0] * 40, [5.0] * 40, [-7.0] + [7.0] * 39, [1e-20] * 40, [100.0, -100.0] * 20, [3.0, 3.0001] * 20]
 EXTREMES += [[0.0, 5e-13] * 20]
 pytestmark = pytest.mark.skipif(not has_int8(), reason="PyTorch has no FBGEMM for this CPU")
 CAN = suited()[0] if has_int8() else 0  # the largest whole weight here
 each = pytest.mark.parametrize(
-    "largest",
-    [pytest.param(LARGEST, marks=pytest.mark.skipif(CAN != LARGEST, reason="this CPU lacks VNNI")), LARGEST_IN_PAIRS],
+    "how",
+    [
+        pytest.param(
+            (largest, compiled),
+            id=f"{largest}-{'int8.c' if compiled else 'FBGEMM'}",
+            marks=[
+                pytest.mark.skipif(CAN < largest, reason="this CPU lacks VNNI"),
+                pytest.mark.skipif(compiled and not can_compile(), reason="there is no C compiler"),
+            ],
+        )
+        for largest in (LARGEST, LARGEST_IN_PAIRS)
+        for compiled in (False, True)
+    ],
 )
 
 
 @pytest.fixture
-def int8_model(tiny_checkpoint, monkeypatch, largest):
-    monkeypatch.setattr(checkpoint, "suited", lambda: (largest, ""))
+def int8_model(tiny_checkpoint, monkeypatch, how):
+    monkeypatch.setattr(checkpoint, "suited", lambda: (how[0], ""))
+    monkeypatch.setattr(quantize, "can_compile", lambda: how[1])
     return gpt2.load(tiny_checkpoint, "cpu", "int8")[0]
 
 
-def layer(largest, n_in: int = 40, n_out: int = 24) -> tuple[Int8, torch.Tensor, torch.Tensor]:
+def layer(how, n_in: int = 40, n_out: int = 26) -> tuple[Int8, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(n_out, n_in, generator=generator), torch.randn(n_out, generator=generator)
     weight[0], weight[1] = 0, 1
-    return Int8(weight, bias, largest), weight, bias
+    return Int8(weight, bias, *how), weight, bias
 
 
 @each
-def test_it_is_what_floating_point_makes_of_the_same_eight_bits(largest):
+def test_it_is_what_floating_point_makes_of_the_same_eight_bits(how):
     x = torch.cat([torch.randn(29, 40, generator=torch.Generator().manual_seed(1)), torch.tensor(EXTREMES)])
-    int8, _, _ = layer(largest)
+    int8, _, _ = layer(how)
     torch.testing.assert_close(int8(x), int8.emulate(x), atol=1e-3, rtol=1e-6)
-    assert int8(x.view(3, 12, 40)).shape == (3, 12, 24)
+    assert int8(x.view(3, 12, 40)).shape == (3, 12, 26)
 
 
 @each
-def test_it_is_close_to_the_largest_that_was_rounded(largest):
+def test_it_is_close_to_the_largest_that_was_rounded(how):
     x = torch.randn(200, 40, generator=torch.Generator().manual_seed(1))
-    int8, weight, bias = layer(largest)
+    int8, weight, bias = layer(how)
     expected = F.linear(x, weight, bias)
-    assert (int8(x) - expected).std() < {LARGEST: 0.01, LARGEST_IN_PAIRS: 0.015}[largest] * expected.std()
+    assert (int8(x) - expected).std() < {LARGEST: 0.01, LARGEST_IN_PAIRS: 0.015}[how[0]] * expected.std()
 
 
 @each
-def test_no_row_depends_on_the_rows_beside_it_not_even_in_its_last_bit(largest):
+def test_no_row_depends_on_the_rows_beside_it_not_even_in_its_last_bit(how):
     x = torch.randn(33, 768, generator=torch.Generator().manual_seed(1))
     x[4], x[5], x[32] = 3, 1e-13 * x[5], 1000 * x[32]
-    int8 = Int8(torch.randn(1001, 768, generator=torch.Generator().manual_seed(2)), None, largest)
+    int8 = Int8(torch.randn(1001, 768, generator=torch.Generator().manual_seed(2)), None, *how)
     together = int8(x)
     for first, last in ((0, 1), (5, 6), (3, 7), (0, 16), (32, 33)):
         assert torch.equal(int8(x[first:last]), together[first:last])
 
 
 @each
-def test_the_largest_largests_are_not_cut_off(largest):
+def test_the_largest_largests_are_not_cut_off(how):
     """255 * 127 * 2 does not fit into 16 bits, in which some instructions would add it."""
     x, weight = torch.full((5, 3072), 3.0), torch.ones(16, 3072)
     x[:, 0] = -2
-    torch.testing.assert_close(Int8(weight, None, largest)(x), F.linear(x, weight), atol=1e-2, rtol=1e-5)
+    torch.testing.assert_close(Int8(weight, None, *how)(x), F.linear(x, weight), atol=1e-2, rtol=1e-5)
 
 
 @each
-def test_a_model_scores_as_its_emulation_and_nearly_as_in_float32(int8_model, tiny_model, monkeypatch, largest):
+def test_a_model_scores_as_its_emulation_and_nearly_as_in_float32(int8_model, tiny_model, monkeypatch, how):
     idx = torch.tensor([[1, 2, 3, 4, 5, 6, 7]])
     scores, exact = int8_model(idx)[0], tiny_model(idx)[0]
     monkeypatch.setattr(Int8, "forward", Int8.emulate)
     torch.testing.assert_close(scores, int8_model(idx)[0], atol=1e-3, rtol=0)
-    assert (scores - exact).std() < {LARGEST: 0.03, LARGEST_IN_PAIRS: 0.05}[largest] * exact.std()
+    assert (scores - exact).std() < {LARGEST: 0.03, LARGEST_IN_PAIRS: 0.05}[how[0]] * exact.std()
 
 
 @each
-def test_no_weight_is_kept_in_float32_but_what_is_looked_up(int8_model, largest):
+def test_no_weight_is_kept_in_float32_but_what_is_looked_up(int8_model, how):
     large = [name for name, p in int8_model.named_parameters() if p.dim() > 1]
     assert large == ["transformer.wte.weight", "transformer.wpe.weight"]
-    assert dtype_of(int8_model) == {LARGEST: "int8", LARGEST_IN_PAIRS: "int8-w7"}[largest]
+    assert dtype_of(int8_model) == {LARGEST: "int8", LARGEST_IN_PAIRS: "int8-w7"}[how[0]]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -97,7 +110,7 @@ def test_what_has_no_large_weight_stays_as_it_is():
 
 
 @each
-def test_alone_and_in_company_it_writes_the_same(int8_model, tiny_tokenizer, largest):
+def test_alone_and_in_company_it_writes_the_same(int8_model, tiny_tokenizer):
     wishes = [("the land"[: 1 + seed % 8], gpt2.SamplingParams(max_new_tokens=25, seed=seed)) for seed in range(24)]
     with gpt2.Engine(int8_model, tiny_tokenizer) as engine:
         requests = [engine.submit(*wish) for wish in wishes]
@@ -106,15 +119,15 @@ def test_alone_and_in_company_it_writes_the_same(int8_model, tiny_tokenizer, lar
 
 
 @each
-def test_an_int8_model_refuses_to_be_saved(int8_model, tiny_tokenizer, tmp_path, largest):
+def test_an_int8_model_refuses_to_be_saved(int8_model, tiny_tokenizer, tmp_path):
     with pytest.raises(ValueError, match="load it with dtype='float32'"):
         gpt2.save(tmp_path / "x", int8_model, tiny_tokenizer)
 
 
 @each
-def test_a_row_that_is_not_finite_spoils_no_other(largest):
+def test_a_row_that_is_not_finite_spoils_no_other(how):
     x = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
-    int8, _, _ = layer(largest)
+    int8, _, _ = layer(how)
     expected = int8(x)
     for bad in (torch.nan, torch.inf, -torch.inf):
         x[2, 7] = bad
@@ -155,3 +168,30 @@ def test_a_product_that_is_cut_off_gets_smaller_weights_and_one_that_is_wrong_is
     for record in caplog.records:
         assert reason in record.getMessage() and "\n" not in record.getMessage()
     assert len(caplog.records) == (reason is not None)
+
+
+@pytest.mark.skipif(not can_compile(), reason="there is no C compiler")
+@pytest.mark.parametrize("largest", [LARGEST, LARGEST_IN_PAIRS])
+@pytest.mark.parametrize(("n_in", "n_out"), [(1, 1), (40, 26), (768, 131), (3072, 7)])
+def test_compiled_or_not_it_gives_the_same_to_the_last_bit(largest, n_in, n_out):
+    if largest > CAN:
+        pytest.skip("this CPU lacks VNNI")
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(n_out, n_in, generator=generator), torch.randn(n_out, generator=generator)
+    x = torch.randn(70, n_in, generator=generator) * torch.logspace(-14, 14, 70).unsqueeze(1)
+    x[1], x[2, 0] = -3, 0.0
+    for b in (bias, None):
+        compiled, plain = (Int8(weight, b, largest, how) for how in (True, False))
+        for rows in (x, x[:1], x[5:8], x[::2], x.t().contiguous().t()):
+            assert torch.equal(compiled(rows), plain(rows))
+
+
+@pytest.mark.parametrize("compiler", ["", "false", "no-such-compiler", "echo"])
+def test_without_a_compiler_that_works_pytorch_multiplies(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(native, "_library", native._library.__wrapped__)
+    assert not can_compile.__wrapped__()
+    assert not list(tmp_path.iterdir())
+    assert Int8(torch.randn(3, 4), None, LARGEST_IN_PAIRS, False)(torch.randn(2, 4)).shape == (2, 3)

@@ -27,19 +27,24 @@ def command(hub, tmp_path):
     return words, env
 
 
-def finish(command, tmp_path, *more):
+def finish(command, tmp_path, hub, *more):
+    """Run it to its end, which may be a refusal; the token is then in nothing that was said, written or sent."""
     words, env = command
-    return subprocess.run([*words, *more], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run([*words, *more], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=300)
+    secret, written = env["HF_TOKEN"].encode(), [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert secret not in (done.stdout + done.stderr).encode()
+    assert not [path for path in written if secret in path.read_bytes()]
+    assert not [name for name, content in hub.repo("ada/clocks").files().items() if secret in content]
+    return done
 
 
 def test_the_result_is_on_the_hub_when_the_training_ends(command, hub, tmp_path):
-    done = finish(command, tmp_path)
+    done = finish(command, tmp_path, hub)
     assert done.returncode == 0, done.stderr
     best = tmp_path / "checkpoints" / "my" / "best"
     files = hub.repo("ada/clocks").files()
     for name in ("model.safetensors", "training.json", "metrics.jsonl"):
         assert files[name] == (best / name).read_bytes()
-    assert TOKEN not in done.stdout + done.stderr
     assert b"ada/clocks" not in files["training.json"]  # where it goes is no part of what it is
     assert not list((tmp_path / "checkpoints" / "my").glob(".push-*"))
 
@@ -47,7 +52,7 @@ def test_the_result_is_on_the_hub_when_the_training_ends(command, hub, tmp_path)
 def test_a_hub_that_is_down_does_not_hurt_the_training_and_the_command_to_push_is_said(command, hub, tmp_path):
     hub.fail("GET", ".", status=503, times=9999)
     words, env = command
-    done = finish((words, env | {"HF_ENDPOINT": "http://127.0.0.1:9"}), tmp_path)
+    done = finish((words, env | {"HF_ENDPOINT": "http://127.0.0.1:9"}), tmp_path, hub)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "checkpoints" / "my" / "best" / "model.safetensors").exists()
     assert "could not be reached" in done.stderr
@@ -57,7 +62,7 @@ def test_a_hub_that_is_down_does_not_hurt_the_training_and_the_command_to_push_i
 def test_a_token_that_may_not_write_is_told_before_the_training_begins(command, hub, tmp_path):
     hub.add_token("hf_read", "ada", "read")
     words, env = command
-    done = finish((words, env | {"HF_TOKEN": "hf_read"}), tmp_path)
+    done = finish((words, env | {"HF_TOKEN": "hf_read"}), tmp_path, hub)
     assert done.returncode == 1 and "may not write" in done.stderr
     assert not (tmp_path / "checkpoints" / "my" / "metrics.jsonl").exists()
 
