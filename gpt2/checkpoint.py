@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2.config import GPTConfig, chosen_id
-from gpt2.device import DTYPES, inference_dtype, pick_device
+from gpt2.device import DTYPES, INT8_FROM, inference_dtype, pick_device
 from gpt2.files import WEIGHTS, CheckpointError, Found, check_file, lack, read_json
 from gpt2.hub import find_on_hub
 from gpt2.model import GPT
-from gpt2.quantize import dtype_of, quantized, suited
+from gpt2.quantize import can_compile, dtype_of, quantized, suited
 from gpt2.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "shakespeare"
@@ -85,9 +85,9 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
         )
     read_weight = _open_weights(directory / WEIGHTS, config)
     what = inference_dtype(where, dtype, config.n_parameters)
-    largest = None
+    largest, compiled = None, False
     if what == torch.int8:
-        largest, why = suited()
+        (largest, why), compiled = suited(), can_compile()
         if largest is None:
             logging.getLogger("gpt2").warning(
                 "float32 is used and not int8: PyTorch %s, but %s.", torch.__version__, why
@@ -104,9 +104,14 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
                     parameter[: tokenizer.vocab_size] = tensor[: tokenizer.vocab_size].to(where)
                 else:
                     parameter.copy_(tensor.t() if name.endswith(_TRANSPOSED) else tensor)
-            if largest is not None and (small := quantized(module, largest)) is not module:
+            if largest is not None and (small := quantized(module, largest, compiled)) is not module:
                 model.set_submodule(prefix, small)
-    return model.eval().requires_grad_(False), tokenizer
+    model.eval().requires_grad_(False)
+    # A large model in float32 is as fast without, and faster for many rows: there it is the arithmetic that takes time.
+    in_float32 = what == torch.float32 and config.n_parameters < INT8_FROM
+    if where.type == "cpu" and (in_float32 or compiled):
+        model.compile_step()
+    return model, tokenizer
 
 
 def save(directory: str | Path, model: GPT, tokenizer: Tokenizer, *, dtype: str = "float32", **provenance: Any) -> None:

@@ -11,6 +11,7 @@ Shapes: B batch, T time (tokens), C channels (n_embd), nh heads, hs head size (C
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from gpt2.cache import KVCache, weighted_sum
 from gpt2.config import GPTConfig
 from gpt2.linear import Embedding, Linear, TokenEmbedding
+from gpt2.native import Step, library
 
 IGNORE = -1  # a target that is not scored
 # Positions whose logits exist at the same time during training: 2,048 x 50,304 in float32 are 0.4 GB, where
@@ -109,6 +111,13 @@ class GPT(nn.Module):
             "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             "ln_f": nn.LayerNorm(config.n_embd, eps=1e-5),
         })
+        self.step: Step | None = None  # forward() for one token of each row, compiled; load() asks for it
+
+    def compile_step(self) -> None:
+        """Compute single tokens in step.c from now on, where it can be compiled. The weights must stay where they are,
+        on the CPU, in float32 or int8."""
+        if can_step():
+            self.step = Step(self)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> GPT:
@@ -148,6 +157,8 @@ class GPT(nn.Module):
             mask, pos = cache.mask(T).to(idx.device), cache.positions(T).to(idx.device)  # (B, 1, T, S), (B, T)
 
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
+        if T == 1 and cache is not None and self.step is not None and self.step.fits(self, cache):
+            return self.step(x, cache), None
         x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, layer, cache, mask)
@@ -160,6 +171,30 @@ class GPT(nn.Module):
             head = self.transformer.wte.weight  # (rows, C)
             return None, chunked_cross_entropy(x.flatten(0, 1), head, targets.flatten(), self.config.vocab_size)
         return self.transformer.wte.scores(x)[..., : self.config.vocab_size], None
+
+
+@cache
+@torch.inference_mode()
+def can_step() -> bool:
+    """Whether step.c can be compiled here, and gives what forward() gives, for each row whatever is beside it."""
+    if library() is None:
+        return False
+    model = GPT(GPTConfig(vocab_size=70, block_size=80, n_layer=2, n_head=3, n_embd=57)).eval()
+    for p in model.parameters():
+        p.normal_(0, 0.2, generator=torch.Generator().manual_seed(p.numel()))
+    idx, ends = torch.arange(5 * 67).view(5, 67) % 70, (3, 66, 1, 64, 30)  # (B, T)
+
+    def last_scores(B: int, step: Step | None) -> Tensor:
+        """Of B texts of various lengths, whose last tokens are read at the same time."""
+        cache, model.step = KVCache(model.config, 5), None
+        model(idx[:, :-1], cache=cache)
+        cache.pos, model.step = list(ends[:B]), step
+        model(idx[:B, -2:-1], cache=cache)
+        return model(idx[:B, -1:], cache=cache)[0]
+
+    step = Step(model)
+    found, expected = last_scores(5, step), last_scores(5, None)
+    return bool((found - expected).abs().max() < 1e-4) and torch.equal(last_scores(1, step), found[:1])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -3,7 +3,7 @@
 Weights are int8, one scale for each output channel; activations become whole numbers from 0 to 255 as they come, a
 lowest value and a span for each row (W8A8). The products are sums of whole numbers, and what is done to them
 afterwards is done number by number: no row of a result depends on the rows beside it. FBGEMM multiplies, through
-PyTorch's dynamic quantization; or int8.c, which gives the same to the last bit and is twice as fast, where a compiler
+PyTorch's dynamic quantization; or step.c, which gives the same to the last bit and is twice as fast, where a compiler
 makes it. Knows nothing of checkpoints, or of which CPU it runs on.
 """
 
@@ -30,7 +30,7 @@ class Int8(nn.Module):
     Args:
         weight: (out, in), float32; not kept.
         largest: of the whole numbers that the weights become.
-        compiled: whether int8.c multiplies.
+        compiled: whether step.c multiplies.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, largest: int, compiled: bool):
@@ -41,11 +41,12 @@ class Int8(nn.Module):
         self.ones = whole.sum(1).mul(self.scale)  # (out,): what an activation of 1 everywhere gives
         # One of the two keeps the weights.
         self.whole = whole if compiled else None
-        self.multiply = native.Linear(whole, self.scale * (1 / 255), self.ones, bias) if compiled else self._with_fbgemm
+        self.compiled = native.Int8Linear(whole, self.scale * (1 / 255), self.ones, bias) if compiled else None
         self.packed = None if compiled else _pack(whole, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(x.reshape(-1, x.size(-1))).view(*x.shape[:-1], -1)
+        multiply = self.compiled or self._with_fbgemm
+        return multiply(x.reshape(-1, x.size(-1))).view(*x.shape[:-1], -1)
 
     def _with_fbgemm(self, x: Tensor) -> Tensor:
         part, low, span = _parts(x)
@@ -79,9 +80,8 @@ class Int8Embedding(TokenEmbedding):
         return self.head(x)
 
 
-def quantized(module: nn.Module, largest: int, compiled: bool | None = None) -> nn.Module:
-    """The int8 form of a module with a large weight; any other module as it is. compiled: None where it can be."""
-    compiled = can_compile() if compiled is None else compiled
+def quantized(module: nn.Module, largest: int, compiled: bool) -> nn.Module:
+    """The int8 form of a module with a large weight; any other module as it is."""
     if isinstance(module, Linear):
         return Int8(module.weight.detach(), module.bias.detach(), largest, compiled)
     if isinstance(module, TokenEmbedding):
@@ -119,12 +119,11 @@ def suited() -> tuple[int | None, str]:
 
 @cache
 def can_compile() -> bool:
-    """Whether int8.c can be compiled here, and gives what FBGEMM gives."""
+    """Whether step.c can be compiled here, and gives what FBGEMM gives."""
     largest, _ = suited()
-    try:
-        (layer, rows), (expected, _) = _trial(largest, True), _trial(largest, False)
-    except (RuntimeError, TypeError):
+    if largest is None or native.library() is None:
         return False
+    (layer, rows), (expected, _) = _trial(largest, True), _trial(largest, False)
     return all(torch.equal(layer(rows[n:]), expected(rows[n:])) for n in range(len(rows)))
 
 

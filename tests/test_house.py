@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_LINES = 6700  # of code
+MAX_LINES = 6900  # of code
 
 # Top floor first. A module imports from its own floor or from those below; a file that is not yet written may have
 # its place, one that has no place fails.
@@ -19,8 +19,8 @@ FLOORS = {
         {"__main__", "__init__", "engine", "explain"},
         {"sampler", "checkpoint"},
         {"model", "tokenizer", "quantize", "overlap", "hub"},
-        {"linear"},
-        {"cache", "config", "device", "files", "native", "patience"},
+        {"linear", "native"},
+        {"cache", "config", "device", "files", "patience"},
     ],
     "train": [
         {"__main__"},

@@ -24,7 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import gpt2  # noqa: E402
 from gpt2 import device  # noqa: E402
-from gpt2.quantize import LARGEST, LARGEST_IN_PAIRS, Int8, quantized, suited  # noqa: E402
+from gpt2.quantize import LARGEST, LARGEST_IN_PAIRS, Int8, can_compile, quantized, suited  # noqa: E402
 from tests.bench.record import RESULTS, here  # noqa: E402
 from train.dataset import Part  # noqa: E402
 from train.evaluate import Trained  # noqa: E402
@@ -38,7 +38,7 @@ def in_int8(model: gpt2.GPT, largest: int, chosen: Callable[[str], bool] = lambd
     """A copy with the chosen layers in int8."""
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
-        if chosen(name) and (small := quantized(module, largest)) is not module:
+        if chosen(name) and (small := quantized(module, largest, can_compile())) is not module:
             model.set_submodule(name, small)
     if largest > suited()[0]:
         for layer in (module for module in model.modules() if isinstance(module, Int8)):

@@ -1,0 +1,271 @@
+/* GPT-2's forward pass for one token of each of several texts, as model.py has it, in one function: between some five
+ * hundred small operations a machine waits longer than it computes. And the int8 product by itself, which is what FBGEMM
+ * and the operations around it in quantize.py give, to the last bit.
+ *
+ * Nothing here depends on the rows beside a row, nor on how many threads there are. Knows nothing of which CPU it runs
+ * on: the loops are written so that compilers find its instructions. native.py compiles it and knows its structures. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16 /* sums that a product of floats is split into, always in the same way */
+#define TILE 4   /* rows, and outputs, whose sums are in registers at the same time */
+#define AHEAD 4  /* outputs: weights are asked for before their turn, or half of the time goes by waiting for them */
+#define INLINE static inline __attribute__((always_inline)) /* so that the compiler knows the counts in a call */
+
+/* y = x @ weight.T + bias: x (rows, n_in), y (rows, n_out). Either weight or whole is there, (n_out, n_in); whole has
+ * step, what a product of one is worth where a row's span is 1, and ones, what a row of ones gives, both (n_out). */
+typedef struct {
+    long n_in, n_out;
+    const float *weight;
+    const int8_t *whole;
+    const float *step, *ones, *bias;
+} linear;
+
+typedef struct {
+    const float *weight, *bias;
+} norm;
+
+typedef struct {
+    norm ln_1;
+    linear c_attn, attn_proj;
+    norm ln_2;
+    linear c_fc, mlp_proj;
+} block;
+
+typedef struct {
+    long n_layer, n_head, n_embd;
+    const block *blocks;
+    norm ln_f;
+    linear head;
+} model;
+
+/* Keys and values, (n_layer, rows, n_head, positions, n_embd / n_head). */
+typedef struct {
+    long rows, positions;
+    float *k, *v;
+} cache;
+
+/* A row of x in whole numbers: low + span * q / 255. */
+typedef struct {
+    float low, span;
+    uint8_t *q;
+} rounded;
+
+static void round_row(const float *restrict x, long n, rounded *row) {
+    const float steps = 1.0f / (1.0f / 255.0f);
+    uint8_t *restrict q = row->q;
+    float low = x[0], high = x[0];
+    int finite = 1;
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(& : finite)
+    for (long i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        finite &= x[i] - x[i] == 0.0f;
+    }
+    const float span = high - low > 1e-12f ? high - low : 3e38f;
+    for (long i = 0; i < n; i++) q[i] = finite ? (int)rintf((x[i] - low) / span * steps) : 0;
+    row->low = finite ? low : NAN;
+    row->span = finite ? span : NAN;
+}
+
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+/* products[r][j] of n_rows rows of x, apart from each other by n, and n_outs of w. */
+INLINE void multiply_floats(const float *x, const float *w, long n, int n_rows, int n_outs, float products[TILE][TILE]) {
+    lanes s[TILE][TILE] = {{{0}}};
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        lanes a[TILE], b[TILE];
+        for (int r = 0; r < n_rows; r++) a[r] = *(const lanes *)(x + r * n + i);
+        for (int j = 0; j < n_outs; j++) b[j] = *(const lanes *)(w + j * n + i);
+        for (int r = 0; r < n_rows; r++)
+            for (int j = 0; j < n_outs; j++) s[r][j] += a[r] * b[j];
+    }
+    for (int r = 0; r < n_rows; r++)
+        for (int j = 0; j < n_outs; j++) {
+            for (long t = i; t < n; t++) s[r][j][t - i] += x[r * n + t] * w[j * n + t];
+            float each[LANES];
+            memcpy(each, &s[r][j], sizeof each);
+            for (int half = LANES / 2; half; half /= 2)
+                for (int l = 0; l < half; l++) each[l] += each[l + half];
+            products[r][j] = each[0];
+        }
+}
+
+INLINE void multiply_whole(const linear *to, const rounded *rows, long o, int n_rows, int n_outs,
+                           float products[TILE][TILE]) {
+    const int8_t *w = to->whole + o * to->n_in;
+    int32_t s[TILE][TILE] = {{0}};
+    for (long i = 0; i < to->n_in; i++)
+        for (int r = 0; r < n_rows; r++)
+            for (int j = 0; j < n_outs; j++) s[r][j] += rows[r].q[i] * w[j * to->n_in + i];
+    for (int r = 0; r < n_rows; r++)
+        for (int j = 0; j < n_outs; j++) {
+            /* volatile: each is rounded for itself, and none merged with the sum */
+            const volatile float product = (float)s[r][j] * to->step[o + j] * rows[r].span;
+            const volatile float lowest = rows[r].low * to->ones[o + j];
+            products[r][j] = product + lowest;
+        }
+}
+
+/* n_outs outputs from o on, of n_rows rows. */
+INLINE void tile(const linear *to, const float *x, const rounded *rows, long o, int n_rows, int n_outs, float *y, int onto) {
+    const size_t size = to->whole ? 1 : sizeof(float);
+    const char *next = (to->whole ? (const char *)to->whole : (const char *)to->weight) + (o + AHEAD) * to->n_in * size;
+    for (size_t i = 0; i < n_outs * to->n_in * size; i += 64) __builtin_prefetch(next + i, 0, 2);
+    float products[TILE][TILE];
+    if (to->whole) multiply_whole(to, rows, o, n_rows, n_outs, products);
+    else multiply_floats(x, to->weight + o * to->n_in, to->n_in, n_rows, n_outs, products);
+    for (int r = 0; r < n_rows; r++)
+        for (int j = 0; j < n_outs; j++) {
+            float *at = y + r * to->n_out + o + j;
+            const float value = to->bias ? products[r][j] + to->bias[o + j] : products[r][j];
+            *at = onto ? *at + value : value;
+        }
+}
+
+/* The layer on all rows, by all threads of a parallel region. onto: added to what y holds. */
+__attribute__((noinline, noclone)) static void apply(const linear *to, const float *x, long n_rows, rounded *rows, uint8_t *q, float *y, int onto) {
+    if (to->whole)
+#pragma omp for
+        for (long r = 0; r < n_rows; r++) {
+            rows[r].q = q + r * to->n_in;
+            round_row(x + r * to->n_in, to->n_in, rows + r);
+        }
+#pragma omp for
+    for (long o = 0; o < to->n_out; o += TILE) {
+        const int n_outs = to->n_out - o < TILE ? to->n_out - o : TILE;
+        long r = 0;
+        if (n_outs == TILE)
+            for (; r + TILE <= n_rows; r += TILE)
+                tile(to, x + r * to->n_in, rows + r, o, TILE, TILE, y + r * to->n_out, onto);
+        for (; r < n_rows; r++)
+            for (int j = 0; j < n_outs; j++)
+                tile(to, x + r * to->n_in, rows + r, o + j, 1, 1, y + r * to->n_out, onto);
+    }
+}
+
+static void layer_norm(const norm *by, const float *x, long n_rows, long n, float *y) {
+#pragma omp for
+    for (long r = 0; r < n_rows; r++) {
+        const float *row = x + r * n;
+        float mean = 0, square = 0;
+#pragma omp simd reduction(+ : mean)
+        for (long i = 0; i < n; i++) mean += row[i];
+        mean /= n;
+#pragma omp simd reduction(+ : square)
+        for (long i = 0; i < n; i++) square += (row[i] - mean) * (row[i] - mean);
+        const float scale = 1.0f / sqrtf(square / n + 1e-5f);
+        for (long i = 0; i < n; i++) y[r * n + i] = (row[i] - mean) * scale * by->weight[i] + by->bias[i];
+    }
+}
+
+/* e to the x, to 2 units in the last place: a power of two by its bits, the rest by a polynomial (of Cephes). Compilers
+ * make many at once of it, but not of expf. */
+INLINE float power_of_e(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float n = rintf(x * 1.44269504f);
+    const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const int32_t bits = ((int32_t)n + 127) << 23;
+    float two;
+    memcpy(&two, &bits, sizeof two);
+    return p * two;
+}
+
+/* GELU by its tanh, which is 1 - 2 / (1 + e^(2u)). x (n_rows, n). */
+static void gelu(float *x, long n_rows, long n) {
+#pragma omp for collapse(2)
+    for (long r = 0; r < n_rows; r++)
+        for (long start = 0; start < n; start += 256) {
+            float *at = x + r * n + start;
+            const long left = n - start < 256 ? n - start : 256;
+            for (long i = 0; i < left; i++) {
+                const float u = 0.79788456f * (at[i] + 0.044715f * at[i] * at[i] * at[i]);
+                at[i] -= at[i] / (1.0f + power_of_e(2.0f * u));
+            }
+        }
+}
+
+/* Keys and values of the new tokens into the cache; y is what their queries gather. qkv (n_rows, 3 n_embd). */
+static void attend(const float *qkv, long n_rows, long n_head, long n_embd, const long *pos, const cache *of, long layer,
+                   float *scores, float *y) {
+    const long hs = n_embd / n_head;
+    const float scale = 1.0f / sqrtf((float)hs);
+#pragma omp for collapse(2)
+    for (long r = 0; r < n_rows; r++)
+        for (long h = 0; h < n_head; h++) {
+            const float *q = qkv + 3 * r * n_embd + h * hs;
+            const long at = ((layer * of->rows + r) * n_head + h) * of->positions * hs, n = pos[r] + 1;
+            float *k = of->k + at, *v = of->v + at, *p = scores + (r * n_head + h) * of->positions;
+            float *out = y + r * n_embd + h * hs, most = -INFINITY, total = 0;
+            memcpy(k + pos[r] * hs, q + n_embd, hs * sizeof(float));
+            memcpy(v + pos[r] * hs, q + 2 * n_embd, hs * sizeof(float));
+            for (long s = 0; s < n; s++) {
+                float product[TILE][TILE];
+                multiply_floats(q, k + s * hs, hs, 1, 1, product);
+                p[s] = product[0][0] * scale;
+                most = p[s] > most ? p[s] : most;
+            }
+            for (long s = 0; s < n; s++) p[s] = power_of_e(p[s] - most);
+            for (long s = 0; s < n; s++) total += p[s];
+            memset(out, 0, hs * sizeof(float));
+            for (long s = 0; s < n; s++)
+                for (long i = 0; i < hs; i++) out[i] += p[s] * v[s * hs + i];
+            for (long i = 0; i < hs; i++) out[i] /= total;
+        }
+}
+
+/* x (n_rows, n_embd): the embedded tokens, which are overwritten; pos (n_rows): their positions; logits (n_rows, vocabulary).
+ * Returns 0, or 1 where there is no memory. */
+int step(const model *of, float *x, long n_rows, const long *pos, const cache *past, float *logits) {
+    const long C = of->n_embd, L = of->n_layer, H = of->n_head;
+    float *memory = malloc(n_rows * (5 * C + H * past->positions) * sizeof(float));
+    rounded *rows = malloc(n_rows * sizeof(rounded));
+    uint8_t *q = malloc(n_rows * 4 * C);
+    if (!memory || !rows || !q) {
+        free(memory), free(rows), free(q);
+        return 1;
+    }
+    float *h = memory, *wide = h + n_rows * C, *scores = wide + n_rows * 4 * C;
+#pragma omp parallel
+    {
+        for (const block *b = of->blocks; b < of->blocks + L; b++) {
+            layer_norm(&b->ln_1, x, n_rows, C, h);
+            apply(&b->c_attn, h, n_rows, rows, q, wide, 0);
+            attend(wide, n_rows, H, C, pos, past, b - of->blocks, scores, h);
+            apply(&b->attn_proj, h, n_rows, rows, q, x, 1);
+            layer_norm(&b->ln_2, x, n_rows, C, h);
+            apply(&b->c_fc, h, n_rows, rows, q, wide, 0);
+            gelu(wide, n_rows, 4 * C);
+            apply(&b->mlp_proj, wide, n_rows, rows, q, x, 1);
+        }
+        layer_norm(&of->ln_f, x, n_rows, C, h);
+        apply(&of->head, h, n_rows, rows, q, logits, 0);
+    }
+    free(memory), free(rows), free(q);
+    return 0;
+}
+
+/* y (n_rows, n_out). Returns 0, or 1 where there is no memory. */
+int int8_linear(const linear *to, const float *x, long n_rows, float *y) {
+    rounded *rows = malloc(n_rows * sizeof(rounded));
+    uint8_t *q = malloc(n_rows * to->n_in);
+    if (!rows || !q) {
+        free(rows), free(q);
+        return 1;
+    }
+#pragma omp parallel
+    apply(to, x, n_rows, rows, q, y, 0);
+    free(rows), free(q);
+    return 0;
+}
