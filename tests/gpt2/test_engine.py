@@ -106,8 +106,11 @@ def test_it_writes_what_generate_writes_past_the_window_too(make_engine, tireles
         assert request.outcome == outcome
 
 
-def test_200_requests_get_the_same_tokens_alone_and_in_any_company(make_engine, tiny_model):
-    rng = random.Random(0)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_200_requests_get_the_same_tokens_alone_and_in_any_company(make_engine, tiny_model, compiled):
+    rng, model = random.Random(0), copy.deepcopy(tiny_model)
+    if compiled:
+        model.compile_step()
     wishes = [
         (
             rng.choice(PROMPTS),
@@ -122,7 +125,7 @@ def test_200_requests_get_the_same_tokens_alone_and_in_any_company(make_engine, 
         )
         for seed in range(200)
     ]
-    alone_engine, company = make_engine(tiny_model, max_batch=1), make_engine(tiny_model, max_queue=200)
+    alone_engine, company = make_engine(model, max_batch=1), make_engine(model, max_queue=200)
     alone = []
     for wish in wishes:
         request = alone_engine.submit(*wish)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import gpt2
-from gpt2 import checkpoint, native, quantize
+from gpt2 import checkpoint, quantize
 from gpt2.device import has_int8
 from gpt2.quantize import LARGEST, LARGEST_IN_PAIRS, Int8, can_compile, dtype_of, quantized, suited
 
@@ -184,14 +183,3 @@ def test_compiled_or_not_it_gives_the_same_to_the_last_bit(largest, n_in, n_out)
         compiled, plain = (Int8(weight, b, largest, how) for how in (True, False))
         for rows in (x, x[:1], x[5:8], x[::2], x.t().contiguous().t()):
             assert torch.equal(compiled(rows), plain(rows))
-
-
-@pytest.mark.parametrize("compiler", ["", "false", "no-such-compiler", "echo"])
-def test_without_a_compiler_that_works_pytorch_multiplies(monkeypatch, tmp_path, compiler):
-    monkeypatch.setenv("CC", compiler)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(native, "library", native.library.__wrapped__)
-    assert not can_compile.__wrapped__()
-    assert not list(tmp_path.iterdir())
-    assert Int8(torch.randn(3, 4), None, LARGEST_IN_PAIRS, False)(torch.randn(2, 4)).shape == (2, 3)

@@ -1,0 +1,148 @@
+"""gpt2/native.py: a token of each text in step.c, the same in any company, and nothing of it where it can not be."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import gpt2
+from gpt2 import checkpoint, native
+from gpt2.model import can_step
+from gpt2.quantize import LARGEST_IN_PAIRS, can_compile, quantized
+
+pytestmark = pytest.mark.skipif(not can_step(), reason="there is no C compiler")
+SIZES = [
+    gpt2.GPTConfig(block_size=130, vocab_size=263, n_layer=2, n_head=2, n_embd=32),
+    gpt2.GPTConfig(block_size=70, vocab_size=131, n_layer=3, n_head=3, n_embd=57),
+    gpt2.GPTConfig(block_size=80, vocab_size=50, n_layer=1, n_head=1, n_embd=1),
+]
+whatever_size = pytest.mark.parametrize("config", SIZES, ids=lambda config: f"{config.n_embd} wide")
+
+
+def texts_of(config: gpt2.GPTConfig) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in (2, 63, 64, 65, 30)]
+
+
+@torch.inference_mode()
+def last_scores(model: gpt2.GPT, texts: list[list[int]]) -> torch.Tensor:
+    """Scores after each text, (B, V): all but its last token read by itself, the last ones in one pass."""
+    together = gpt2.KVCache(model.config, len(texts) + 2)  # more rows than texts
+    together.pos = []
+    for text in texts:
+        own = gpt2.KVCache(model.config)
+        model(torch.tensor([text[:-1]]), cache=own)
+        together.join(own)
+    return model(torch.tensor([text[-1:] for text in texts]), cache=together)[0][:, 0]
+
+
+@pytest.fixture
+def compiled(make_model, config) -> gpt2.GPT:
+    model = make_model(config)
+    model.compile_step()
+    return model
+
+
+@whatever_size
+def test_it_scores_as_the_readable_forward_pass(compiled, make_model, config):
+    texts = texts_of(config)
+    torch.testing.assert_close(last_scores(compiled, texts), last_scores(make_model(config), texts), atol=1e-4, rtol=0)
+
+
+@whatever_size
+@torch.inference_mode()
+def test_a_text_read_token_by_token_is_scored_as_read_at_once(compiled, config):
+    text = torch.tensor([texts_of(config)[1]])
+    cache = gpt2.KVCache(config)
+    one_by_one = [compiled(text[:, i : i + 1], cache=cache)[0][0, 0] for i in range(text.size(1))]
+    torch.testing.assert_close(torch.stack(one_by_one), compiled(text)[0][0], atol=1e-4, rtol=0)
+    assert cache.pos == [text.size(1)]
+
+
+@whatever_size
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_no_score_depends_on_the_rows_beside_it_or_on_the_number_of_threads(compiled, config, dtype):
+    if dtype == "int8":
+        if not can_compile():
+            pytest.skip("step.c and FBGEMM differ")
+        for name, module in list(compiled.named_modules()):
+            if (small := quantized(module, LARGEST_IN_PAIRS, True)) is not module:
+                compiled.set_submodule(name, small)
+        compiled.compile_step()
+    texts = texts_of(config)
+    alone = [last_scores(compiled, [text])[0] for text in texts]
+    for chosen in ([0, 1], [4, 0], [2, 3, 4], [4, 3, 2, 1, 0], list(range(5)) * 3):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            try:
+                scores = last_scores(compiled, [texts[i] for i in chosen])
+            finally:
+                torch.set_num_threads(1)
+            assert all(torch.equal(row, alone[i]) for i, row in zip(chosen, scores, strict=True))
+
+
+@pytest.mark.parametrize("config", SIZES[:1])
+def test_int8_scores_nearly_as_without_it(compiled, config):
+    if not can_compile():
+        pytest.skip("step.c and FBGEMM differ")
+    for name, module in list(compiled.named_modules()):
+        if (small := quantized(module, LARGEST_IN_PAIRS, True)) is not module:
+            compiled.set_submodule(name, small)
+    texts, compiled.step = texts_of(config), None
+    expected = last_scores(compiled, texts)
+    compiled.compile_step()
+    # Where a number lies between two whole ones the last bit decides, and the layers after it see the difference.
+    assert (last_scores(compiled, texts) - expected).std() < 0.02 * expected.std()
+
+
+@pytest.mark.parametrize("config", SIZES[:1])
+def test_a_full_window_is_refused_as_without_it(compiled, config):
+    cache = gpt2.KVCache(config)
+    cache.pos = [config.block_size]
+    with pytest.raises(ValueError, match="do not fit"):
+        compiled(torch.tensor([[1]]), cache=cache)
+
+
+@pytest.mark.parametrize("config", SIZES[:1])
+def test_weights_that_move_are_not_looked_for_where_they_were(compiled, config, make_model):
+    texts = texts_of(config)
+    copied = copy.deepcopy(compiled)
+    assert copied.step is None
+    torch.testing.assert_close(last_scores(copied, texts), last_scores(make_model(config), texts))
+    doubled = make_model(config).double().float()
+    compiled.double().float()
+    assert torch.equal(last_scores(compiled, texts), last_scores(doubled, texts))
+
+
+@pytest.mark.parametrize("config", SIZES[:1])
+def test_a_damaged_model_gives_no_numbers(compiled, config):
+    with torch.no_grad():
+        compiled.transformer.h[0].mlp.c_fc.bias[3] = torch.nan
+    assert last_scores(compiled, texts_of(config)).isnan().all()
+
+
+def test_small_models_and_int8_are_loaded_with_it_and_large_ones_in_float32_without(tiny_checkpoint, monkeypatch):
+    assert gpt2.load(tiny_checkpoint, "cpu", "float32")[0].step is not None
+    assert (gpt2.load(tiny_checkpoint, "cpu", "int8")[0].step is not None) == can_compile()
+    assert gpt2.load(tiny_checkpoint, "cpu", "bfloat16")[0].step is None
+    monkeypatch.setattr(checkpoint, "INT8_FROM", 1)
+    assert gpt2.load(tiny_checkpoint, "cpu", "float32")[0].step is None
+
+
+def test_without_a_compiler_it_loads_and_writes_all_the_same(run_python, tiny_checkpoint):
+    code = f"""
+import gpt2
+model, tokenizer = gpt2.load({str(tiny_checkpoint)!r}, "cpu", "float32")
+print(model.step is None, len(list(gpt2.generate(model, tokenizer, "a", gpt2.SamplingParams(max_new_tokens=5)))))
+"""
+    assert run_python("-c", code, CC="").stdout.split()[0] == "True"
+
+
+@pytest.mark.parametrize("compiler", ["", "false", "no-such-compiler", "echo"])
+def test_a_compiler_that_fails_is_none_and_leaves_nothing_behind(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path))
+    assert native.library.__wrapped__() is None
+    assert not list(tmp_path.iterdir())
