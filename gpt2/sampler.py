@@ -24,6 +24,7 @@ from gpt2.tokenizer import TextStream, Tokenizer
 StopReason = Literal["length", "end-of-text", "deadline", "cancelled"]
 MAX_NEW_TOKENS = 100_000  # a bound on nonsense, not on use: any length up to it works
 MAX_SEED = 2**63 - 1  # what torch.Generator accepts
+BLOCK = 64  # scores whose largest is looked at first
 CHUNK = 64  # ids read at once: enough to keep the cores busy, and 124M read them in a tenth of a second
 
 
@@ -130,7 +131,7 @@ def sample(logits: Tensor, params: SamplingParams, seen: Sequence[int], generato
     logits, ids = checked(logits), None
     for name, apply in filter_chain(params, seen):
         if name == "top_k":  # what it keeps is all that the rest must look at: 50 numbers, say, and not 50,257
-            ids = _among_top(logits, params.top_k).nonzero().squeeze(1)  # (k,), more where scores tie
+            ids = _top_ids(logits, params.top_k)
             logits = logits[ids]
         else:
             logits = apply(logits)
@@ -253,6 +254,17 @@ def _keep(logits: Tensor, kept: Tensor) -> Tensor:
 
 def _among_top(logits: Tensor, k: int) -> Tensor:
     return logits >= logits.topk(min(k, logits.numel())).values[-1]
+
+
+def _top_ids(logits: Tensor, k: int) -> Tensor:
+    """Ids of what _among_top() keeps, ascending: (k,), more where scores tie."""
+    n, ids = len(logits) // BLOCK * BLOCK, None
+    if k < n // BLOCK:  # twice as fast for 50,257: k blocks have a largest score of so much, and the k-th is no less
+        least = logits[:n].view(-1, BLOCK).amax(1).topk(k).values[-1]
+        ids = (logits >= least).nonzero().squeeze(1)
+        logits = logits[ids]
+    among = _among_top(logits, k).nonzero().squeeze(1)
+    return among if ids is None else ids[among]
 
 
 def _penalise(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:

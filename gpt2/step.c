@@ -111,13 +111,14 @@ INLINE void multiply_whole(const linear *to, const rounded *rows, long o, int n_
         }
 }
 
-/* n_outs outputs from o on, of n_rows rows. */
-INLINE void tile(const linear *to, const float *x, const rounded *rows, long o, int n_rows, int n_outs, float *y, int onto) {
-    const size_t size = to->whole ? 1 : sizeof(float);
-    const char *next = (to->whole ? (const char *)to->whole : (const char *)to->weight) + (o + AHEAD) * to->n_in * size;
+/* n_outs outputs from o on, of n_rows rows, whose numbers are x, or rows if whole. */
+INLINE void tile(const linear *to, int whole, const float *x, const rounded *rows, long o, int n_rows, int n_outs, float *y,
+                 int onto) {
+    const size_t size = whole ? 1 : sizeof(float);
+    const char *next = (whole ? (const char *)to->whole : (const char *)to->weight) + (o + AHEAD) * to->n_in * size;
     for (size_t i = 0; i < n_outs * to->n_in * size; i += 64) __builtin_prefetch(next + i, 0, 2);
     float products[TILE][TILE];
-    if (to->whole) multiply_whole(to, rows, o, n_rows, n_outs, products);
+    if (whole) multiply_whole(to, rows, o, n_rows, n_outs, products);
     else multiply_floats(x, to->weight + o * to->n_in, to->n_in, n_rows, n_outs, products);
     for (int r = 0; r < n_rows; r++)
         for (int j = 0; j < n_outs; j++) {
@@ -128,23 +129,26 @@ INLINE void tile(const linear *to, const float *x, const rounded *rows, long o, 
 }
 
 /* The layer on all rows, by all threads of a parallel region. onto: added to what y holds. */
-__attribute__((noinline, noclone)) static void apply(const linear *to, const float *x, long n_rows, rounded *rows, uint8_t *q, float *y, int onto) {
+__attribute__((noinline, noclone)) static void apply(const linear *to, const float *x, long n_rows, rounded *rows,
+                                                     uint8_t *q, float *y, int onto) {
+    const long n = to->n_in, m = to->n_out;
     if (to->whole)
 #pragma omp for
         for (long r = 0; r < n_rows; r++) {
-            rows[r].q = q + r * to->n_in;
-            round_row(x + r * to->n_in, to->n_in, rows + r);
+            rows[r].q = q + r * n;
+            round_row(x + r * n, n, rows + r);
         }
 #pragma omp for
-    for (long o = 0; o < to->n_out; o += TILE) {
-        const int n_outs = to->n_out - o < TILE ? to->n_out - o : TILE;
+    for (long o = 0; o < m; o += TILE) {
+        const int n_outs = m - o < TILE ? m - o : TILE;
         long r = 0;
-        if (n_outs == TILE)
-            for (; r + TILE <= n_rows; r += TILE)
-                tile(to, x + r * to->n_in, rows + r, o, TILE, TILE, y + r * to->n_out, onto);
+        for (; n_outs == TILE && r + TILE <= n_rows; r += TILE)
+            if (to->whole) tile(to, 1, 0, rows + r, o, TILE, TILE, y + r * m, onto);
+            else tile(to, 0, x + r * n, 0, o, TILE, TILE, y + r * m, onto);
         for (; r < n_rows; r++)
             for (int j = 0; j < n_outs; j++)
-                tile(to, x + r * to->n_in, rows + r, o + j, 1, 1, y + r * to->n_out, onto);
+                if (to->whole) tile(to, 1, 0, rows + r, o + j, 1, 1, y + r * m, onto);
+                else tile(to, 0, x + r * n, 0, o + j, 1, 1, y + r * m, onto);
     }
 }
 
@@ -176,7 +180,7 @@ INLINE float power_of_e(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    const int32_t bits = ((int32_t)n + 127) << 23;
+    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
     float two;
     memcpy(&two, &bits, sizeof two);
     return p * two;

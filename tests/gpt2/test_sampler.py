@@ -481,3 +481,13 @@ def test_the_model_can_still_learn_after_generating(tiny_model, tiny_tokenizer):
     run(model, tiny_tokenizer, "the", SamplingParams(max_new_tokens=3, seed=1))
     model(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64))[1].backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 130, 2048, 50_257])
+@pytest.mark.parametrize("k", [1, 7, 50, 1000])
+@pytest.mark.parametrize("decimals", [0, 1, 6])  # of the scores: the fewer, the more of them tie
+def test_the_top_k_of_many_are_those_of_the_filter(size, k, decimals):
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(size + k)).round(decimals=decimals)
+    logits[-1] = 3.0  # in no whole block
+    (_, apply), *_ = sampler.filter_chain(SamplingParams(top_k=k), [])
+    assert sampler._top_ids(logits, k).tolist() == (apply(logits) > -math.inf).nonzero().squeeze(1).tolist()
