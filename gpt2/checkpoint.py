@@ -63,7 +63,8 @@ def find(source: str | Path) -> Found:
 
 
 def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto") -> tuple[GPT, Tokenizer]:
-    """Load the model, ready to generate, and its tokenizer.
+    """Load the model, ready to generate, and its tokenizer. On a CPU, small models and those in int8 write by step.c,
+    which is compiled where there is a compiler.
 
     Args:
         source: as for find().

@@ -151,14 +151,14 @@ class GPT(nn.Module):
         B, T = idx.shape
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than block_size={self.config.block_size}; give the last ones only.")
+        if T == 1 and cache is not None and self.step is not None and self.step.fits(self, cache):
+            return self.step(self.transformer.wte(idx) + self.transformer.wpe(cache.positions(1)), cache), None
         if cache is None:
             mask, pos = None, torch.arange(T, device=idx.device)  # (T,)
         else:
             mask, pos = cache.mask(T).to(idx.device), cache.positions(T).to(idx.device)  # (B, 1, T, S), (B, T)
 
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
-        if T == 1 and cache is not None and self.step is not None and self.step.fits(self, cache):
-            return self.step(x, cache), None
         x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):
             x = block(x, layer, cache, mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,3 +184,22 @@ def test_compiled_or_not_it_gives_the_same_to_the_last_bit(largest, n_in, n_out)
         compiled, plain = (Int8(weight, b, largest, how) for how in (True, False))
         for rows in (x, x[:1], x[5:8], x[::2], x.t().contiguous().t()):
             assert torch.equal(compiled(rows), plain(rows))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
+def test_gpt2_124m_takes_less_than_450_mb(run_python, tmp_path):
+    model = gpt2.GPT(gpt2.GPTConfig()).init_weights()
+    gpt2.save(tmp_path, model, gpt2.Tokenizer.gpt2())
+    code = """
+import sys, torch, gpt2
+def resident():
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+before = resident()
+model, _ = gpt2.load(sys.argv[1], "cpu", "int8")
+with torch.inference_mode():
+    model(torch.zeros(1, 64, dtype=torch.int64), cache=gpt2.KVCache(model.config))
+print(resident() - before)
+"""
+    assert float(run_python("-c", code, str(tmp_path)).stdout) < 450
