@@ -108,8 +108,8 @@ def weighted_sum(p: Tensor, v: Tensor) -> Tensor:
     """
     B, nh, S, hs = v.shape
     apart = v.stride(1) // hs  # positions from one head to the next
-    in_table = v.stride() == (nh * apart * hs, apart * hs, hs, 1)
-    if p.size(2) > 1 or v.device.type != "cpu" or v.dtype != torch.float32 or torch.is_grad_enabled() or not in_table:
+    plain = v.device.type == "cpu" and p.dtype == v.dtype == torch.float32 and not torch.is_grad_enabled()
+    if p.size(2) > 1 or not plain or v.stride() != (nh * apart * hs, apart * hs, hs, 1):
         return p @ v
     rows, starts = _rows(B * nh, S, apart)
     table = v.as_strided(((B * nh - 1) * apart + S, hs), (hs, 1))

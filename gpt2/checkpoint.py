@@ -93,7 +93,8 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
             logging.getLogger("gpt2").warning(
                 "float32 is used and not int8: PyTorch %s, but %s.", torch.__version__, why
             )
-    model = _empty_model(_fitted(config, tokenizer, directory), where, torch.float32 if what == torch.int8 else what)
+        what = torch.float32  # as which it is read
+    model = _empty_model(_fitted(config, tokenizer, directory), where, what)
     with torch.no_grad():
         # By names, module by module: so that of an int8 model only one in float32 is ever in memory.
         for prefix in [prefix for prefix, _ in model.named_modules()]:
@@ -109,8 +110,8 @@ def load(source: str | Path = BUNDLED, device: str = "auto", dtype: str = "auto"
                 model.set_submodule(prefix, small)
     model.eval().requires_grad_(False)
     # A large model in float32 is as fast without, and faster for many rows: there it is the arithmetic that takes time.
-    in_float32 = what == torch.float32 and config.n_parameters < INT8_FROM
-    if where.type == "cpu" and (in_float32 or compiled):
+    small = config.n_parameters < INT8_FROM
+    if where.type == "cpu" and what == torch.float32 and (compiled or (largest is None and small)):
         model.compile_step()
     return model, tokenizer
 

@@ -1,4 +1,4 @@
-"""step.c, compiled for this machine where it has a C compiler: single tokens and int8 products at twice the speed.
+"""step.c, compiled for this machine where it has a C compiler: single tokens and int8 products, faster.
 
 Compiling takes half a second, once a process, into a folder that is gone afterwards: nothing compiled is ever found and
 trusted. Knows how to compile, and how step.c's structures look; whether its results are right is for others to see.
@@ -68,6 +68,8 @@ class Int8Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(rows, in) float32 -> (rows, out) float32."""
+        if x.dtype != torch.float32 or x.size(1) != self.layer.n_in:
+            raise ValueError(f"{x.size(1)} numbers of {x.dtype}; a row here has {self.layer.n_in} of torch.float32.")
         x, y = x.contiguous(), torch.empty(x.size(0), self.layer.n_out)
         _checked(library().int8_linear(byref(self.layer), x.data_ptr(), x.size(0), y.data_ptr()))
         return y
@@ -77,7 +79,7 @@ class Step:
     """What a model computes for one new token of each row, as a function of step.c.
 
     Args:
-        model: a GPT, on the CPU, in float32 or int8. Its weights must stay where they are.
+        model: a GPT, on the CPU, in float32 or in int8 that was compiled. Its weights must stay where they are.
     """
 
     def __init__(self, model: nn.Module):
@@ -93,15 +95,26 @@ class Step:
         self._blocks = (_Block * len(blocks))(*blocks)
         ends = _norm(part.ln_f), _product(part.wte)
         self._model = _Model(config.n_layer, config.n_head, config.n_embd, self._blocks, *ends)
+        self._model.head.n_out = config.vocab_size
+        # What C reads stays in memory, whatever becomes of the model.
+        self._kept = [p.detach() for p in model.parameters()] + [getattr(m, "compiled", None) for m in model.modules()]
         self._wte = part.wte.weight.data_ptr()
 
     def __reduce__(self):
         return type(None), ()  # a copy of the model has its weights elsewhere
 
-    def fits(self, model: nn.Module, cache: KVCache) -> bool:
-        """Whether the weights are where they were, and the cache is one that step.c can read."""
-        stays = model.transformer.wte.weight.data_ptr() == self._wte
-        return stays and not model.training and cache.k.dtype == torch.float32 and cache.k.device.type == "cpu"
+    def fits(self, model: nn.Module, idx: Tensor, cache: KVCache) -> bool:
+        """Whether it computes what the model would: with the weights where they were, for a cache of its sizes."""
+        of, wte = self._model, model.transformer.wte.weight
+        layers, rows, heads, _, hs = cache.k.shape
+        return (
+            (wte.data_ptr(), wte.dtype, cache.k.dtype) == (self._wte, torch.float32, torch.float32)
+            and (layers, heads, heads * hs) == (of.n_layer, of.n_head, of.n_embd)
+            and (idx.size(1), idx.size(0)) == (1, len(cache.pos))
+            and len(cache.pos) <= rows
+            and cache.k.is_contiguous()
+            and not (model.training or torch.is_grad_enabled())
+        )
 
     def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
         """x (B, 1, C), the embedded tokens, which are overwritten -> logits (B, 1, V). The cache gets their keys and
@@ -117,20 +130,20 @@ class Step:
 @cache
 def library() -> ctypes.CDLL | None:
     """step.c; None where there is no compiler (CC= says so too), or what it made does not load."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler or not shutil.which(compiler[0]):
-        return None
-    with tempfile.TemporaryDirectory(prefix="gpt2-") as name:
-        folder = Path(name)
-        shutil.copyfile(Path(__file__).with_name("step.c"), folder / "step.c")
-        try:
+    try:
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        if not compiler or not shutil.which(compiler[0]):
+            return None
+        with tempfile.TemporaryDirectory(prefix="gpt2-") as name:
+            folder = Path(name)
+            shutil.copyfile(Path(__file__).with_name("step.c"), folder / "step.c")
             for words in (FLAGS, "-shared step.o -o step.so"):
                 how = {"cwd": folder, "check": True, "timeout": SECONDS, "stdin": subprocess.DEVNULL}
                 subprocess.run([*compiler, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how)
             found = ctypes.CDLL(str(folder / "step.so"))
-        except (OSError, subprocess.SubprocessError) as error:
-            logging.getLogger(__name__).info("step.c is not used: %s", error)
-            return None
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        logging.getLogger(__name__).info("step.c is not used: %s", error)
+        return None
     found.int8_linear.argtypes = [POINTER(_Linear), c_void_p, c_long, c_void_p]
     found.step.argtypes = [POINTER(_Model), c_void_p, c_long, POINTER(c_long), POINTER(_Cache), c_void_p]
     found.int8_linear.restype = found.step.restype = c_int
@@ -147,6 +160,7 @@ def _product(module: nn.Module) -> _Linear:
     module = getattr(module, "head", module)
     if hasattr(module, "compiled"):
         return module.compiled.layer
+    assert module.weight.is_contiguous() and module.weight.dtype == torch.float32
     return _linear(module.weight.shape, weight=module.weight, bias=getattr(module, "bias", None))
 
 

@@ -3,8 +3,8 @@
 Weights are int8, one scale for each output channel; activations become whole numbers from 0 to 255 as they come, a
 lowest value and a span for each row (W8A8). The products are sums of whole numbers, and what is done to them
 afterwards is done number by number: no row of a result depends on the rows beside it. FBGEMM multiplies, through
-PyTorch's dynamic quantization; or step.c, which gives the same to the last bit and is twice as fast, where a compiler
-makes it. Knows nothing of checkpoints, or of which CPU it runs on.
+PyTorch's dynamic quantization; or step.c, which gives the same to the last bit, where a compiler makes it. Knows
+nothing of checkpoints, or of which CPU it runs on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Int8(nn.Module):
         super().__init__()
         self.largest, self.bias = largest, bias
         self.scale = weight.abs().amax(1).clamp_(min=SMALLEST).div_(largest)  # (out,)
-        whole = weight.div(self.scale.unsqueeze(1)).round_().to(torch.int8)
+        whole = weight.div(self.scale.unsqueeze(1)).round_().to(torch.int8).contiguous()
         self.ones = whole.sum(1).mul(self.scale)  # (out,): what an activation of 1 everywhere gives
         # One of the two keeps the weights.
         self.whole = whole if compiled else None
@@ -68,7 +68,7 @@ class Int8(nn.Module):
 class Int8Embedding(TokenEmbedding):
     """Looks up as before, in float32, and scores in int8."""
 
-    def __init__(self, weight: Tensor, *how: int):
+    def __init__(self, weight: Tensor, *how: int | bool):
         nn.Module.__init__(self)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.head = Int8(weight, None, *how)

@@ -117,6 +117,33 @@ def test_weights_that_move_are_not_looked_for_where_they_were(compiled, config, 
 
 
 @pytest.mark.parametrize("config", SIZES[:1])
+def test_what_it_is_not_made_for_is_computed_as_without_it(compiled, config, make_model):
+    """Nothing of these may reach step.c, which would write past the end of what it is given."""
+    plain, ids = make_model(config), torch.tensor([[1], [2], [3]])
+    with torch.inference_mode(), pytest.raises(RuntimeError):  # three rows for a cache of one
+        compiled(ids, cache=gpt2.KVCache(config))
+    for cache in (gpt2.KVCache(config, 1, dtype=torch.float64), gpt2.KVCache(SIZES[1], 1), gpt2.KVCache(SIZES[2], 1)):
+        with torch.inference_mode():
+            assert not compiled.step.fits(compiled, ids[:1], cache)
+    cache = gpt2.KVCache(config)
+    assert not compiled.step.fits(compiled, ids[:1], cache)  # gradients are on
+    with torch.inference_mode():
+        assert compiled.step.fits(compiled, ids[:1], cache)
+        assert not compiled.step.fits(compiled, ids[:2].view(1, 2), cache)
+        assert not compiled.step.fits(compiled.train(), ids[:1], cache)
+        compiled.eval()
+        _, loss = compiled(ids[:1], targets=ids[1:2], cache=gpt2.KVCache(config))
+        torch.testing.assert_close(loss, plain(ids[:1], targets=ids[1:2], cache=gpt2.KVCache(config))[1])
+
+
+def test_an_int8_layer_refuses_rows_of_another_width_or_format():
+    layer = native.Int8Linear(torch.ones(3, 4, dtype=torch.int8), torch.ones(3), torch.ones(3), None)
+    for x in (torch.ones(2, 5), torch.ones(2, 4, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="a row here has 4"):
+            layer(x)
+
+
+@pytest.mark.parametrize("config", SIZES[:1])
 def test_a_damaged_model_gives_no_numbers(compiled, config):
     with torch.no_grad():
         compiled.transformer.h[0].mlp.c_fc.bias[3] = torch.nan
@@ -140,7 +167,7 @@ print(model.step is None, len(list(gpt2.generate(model, tokenizer, "a", gpt2.Sam
     assert run_python("-c", code, CC="").stdout.split()[0] == "True"
 
 
-@pytest.mark.parametrize("compiler", ["", "false", "no-such-compiler", "echo"])
+@pytest.mark.parametrize("compiler", ["", "false", "no-such-compiler", "echo", '"cc'])
 def test_a_compiler_that_fails_is_none_and_leaves_nothing_behind(monkeypatch, tmp_path, compiler):
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path))

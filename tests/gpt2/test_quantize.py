@@ -23,7 +23,7 @@ each = pytest.mark.parametrize(
     [
         pytest.param(
             (largest, compiled),
-            id=f"{largest}-{'int8.c' if compiled else 'FBGEMM'}",
+            id=f"{largest}-{'step.c' if compiled else 'FBGEMM'}",
             marks=[
                 pytest.mark.skipif(CAN < largest, reason="this CPU lacks VNNI"),
                 pytest.mark.skipif(compiled and not can_compile(), reason="there is no C compiler"),
@@ -58,7 +58,7 @@ def test_it_is_what_floating_point_makes_of_the_same_eight_bits(how):
 
 
 @each
-def test_it_is_close_to_the_largest_that_was_rounded(how):
+def test_it_is_close_to_the_product_that_was_rounded(how):
     x = torch.randn(200, 40, generator=torch.Generator().manual_seed(1))
     int8, weight, bias = layer(how)
     expected = F.linear(x, weight, bias)
@@ -76,7 +76,7 @@ def test_no_row_depends_on_the_rows_beside_it_not_even_in_its_last_bit(how):
 
 
 @each
-def test_the_largest_largests_are_not_cut_off(how):
+def test_the_largest_products_are_not_cut_off(how):
     """255 * 127 * 2 does not fit into 16 bits, in which some instructions would add it."""
     x, weight = torch.full((5, 3072), 3.0), torch.ones(16, 3072)
     x[:, 0] = -2
