@@ -45,6 +45,14 @@ def compiled(make_model, config) -> gpt2.GPT:
     return model
 
 
+def make_int8(model: gpt2.GPT) -> None:
+    if not can_compile():
+        pytest.skip("step.c and FBGEMM differ")
+    for name, module in list(model.named_modules()):
+        if (small := quantized(module, LARGEST_IN_PAIRS, True)) is not module:
+            model.set_submodule(name, small)
+
+
 @whatever_size
 def test_it_scores_as_the_readable_forward_pass(compiled, make_model, config):
     texts = texts_of(config)
@@ -65,11 +73,7 @@ def test_a_text_read_token_by_token_is_scored_as_read_at_once(compiled, config):
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_no_score_depends_on_the_rows_beside_it_or_on_the_number_of_threads(compiled, config, dtype):
     if dtype == "int8":
-        if not can_compile():
-            pytest.skip("step.c and FBGEMM differ")
-        for name, module in list(compiled.named_modules()):
-            if (small := quantized(module, LARGEST_IN_PAIRS, True)) is not module:
-                compiled.set_submodule(name, small)
+        make_int8(compiled)
         compiled.compile_step()
     texts = texts_of(config)
     alone = [last_scores(compiled, [text])[0] for text in texts]
@@ -85,11 +89,7 @@ def test_no_score_depends_on_the_rows_beside_it_or_on_the_number_of_threads(comp
 
 @pytest.mark.parametrize("config", SIZES[:1])
 def test_int8_scores_nearly_as_without_it(compiled, config):
-    if not can_compile():
-        pytest.skip("step.c and FBGEMM differ")
-    for name, module in list(compiled.named_modules()):
-        if (small := quantized(module, LARGEST_IN_PAIRS, True)) is not module:
-            compiled.set_submodule(name, small)
+    make_int8(compiled)
     texts, compiled.step = texts_of(config), None
     expected = last_scores(compiled, texts)
     compiled.compile_step()
