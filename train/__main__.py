@@ -91,7 +91,7 @@ def resumed(argv: list[str], directory: Path) -> TrainConfig:
     old = TrainConfig.from_json(facts["config"])
     new = replace(parse(argv, old), name=old.name, out=old.out)
     # The text may have moved; whether it is the same is seen when it is read.
-    free = (*RESUMABLE, "texts", "corpus", "init_from")
+    free = (*RESUMABLE, "texts", "corpus", "init_from", "distill_from")
     for name in (field.name for field in fields(TrainConfig) if field.name not in free):
         ours, theirs = getattr(new, name), getattr(old, name)
         if ours != theirs:

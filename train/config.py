@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +40,11 @@ class TrainConfig:
     # Fine-tune instead of starting from nothing: a GPT-2 checkpoint, a directory or REPO[@REVISION] on the Hub. Its
     # sizes and its tokenizer are taken over.
     init_from: str | None = None
+    # Learn from these checkpoints, too, directories or REPO[@REVISION], trained with the same text and tokenizer: what
+    # they expect next, on average, becomes part of the target, and the model comes near to all of them together.
+    distill_from: tuple[str, ...] = ()
+    # How much of the target that is; the rest is the text.
+    distill_share: float = 0.5
     # Name of the run, and of its directory under checkpoints/. Default: from the text.
     name: str | None = None
     # The run directory itself, where checkpoints/NAME is not what you want.
@@ -147,6 +153,8 @@ class TrainConfig:
         for field in ("dropout", "input_noise", "beta1", "beta2", "ema", "cooldown"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
+        if not 0 < self.distill_share <= 1:
+            raise ValueError(f"distill_share={self.distill_share} must be above 0 and at most 1.")
         GPTConfig(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd, block_size=self.block_size)  # checks
         if self.holdout >= 1 and self.tokenizer != "gpt2":
             raise ValueError("holdout in tokens needs --tokenizer gpt2: others are learned from the text itself.")
@@ -184,15 +192,18 @@ class TrainConfig:
     def public(self) -> TrainConfig:
         """What others may read: files and folders by name alone."""
         texts = tuple(Path(path.resolve().name) for path in self.texts)
-        is_folder = self.init_from is not None and Path(self.init_from).is_dir()
-        source = Path(self.init_from).resolve().name if is_folder else self.init_from
-        return replace(self, texts=texts, init_from=source, out=None, push_to=None, private=False)
+        return self._with_sources(lambda path: path.resolve().name, texts=texts, out=None, push_to=None, private=False)
 
     def absolute(self) -> TrainConfig:
         """The same from any working directory."""
-        is_folder = self.init_from is not None and Path(self.init_from).is_dir()
-        source = str(Path(self.init_from).absolute()) if is_folder else self.init_from
-        return replace(self, texts=tuple(path.absolute() for path in self.texts), init_from=source)
+        return self._with_sources(
+            lambda path: str(path.absolute()), texts=tuple(path.absolute() for path in self.texts)
+        )
+
+    def _with_sources(self, rename: Callable[[Path], str], **changes: Any) -> TrainConfig:
+        """Another one, its checkpoints renamed where they are directories."""
+        named = [rename(Path(s)) if Path(s).is_dir() else s for s in (self.init_from or "", *self.distill_from)]
+        return replace(self, init_from=self.init_from and named[0], distill_from=tuple(named[1:]), **changes)
 
     def command(self) -> str:
         """The command line that repeats this run, as others may read it."""
@@ -214,6 +225,7 @@ class TrainConfig:
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
         """Read what to_json() wrote."""
         typed = {"texts": tuple(map(Path, values["texts"])), "prompts": tuple(values["prompts"])}
+        typed["distill_from"] = tuple(values.get("distill_from", ()))
         return cls(**{**values, **typed, "out": values["out"] and Path(values["out"])})
 
 

@@ -22,6 +22,7 @@ from gpt2.model import IGNORE
 from train import optimizer
 from train.config import TrainConfig
 from train.processes import Lost, Processes, Stopped, lost_others
+from train.teachers import Teachers
 
 # Work of one micro-batch on a CPU where none is asked for: a few seconds, so that a stop is answered soon. Where a
 # single sequence has half of it, as in a GPT-2 124M, a stop does not wait for the end of that either.
@@ -39,12 +40,21 @@ class Learner:
     Args:
         model: what is evaluated and saved; fresh, or to be filled by load().
         processes: each takes its share of every batch, which they can share evenly; together they do what one would.
+        teachers: whose expectations are part of the target.
     """
 
-    def __init__(self, config: TrainConfig, model: gpt2.GPT, device: torch.device, precision, processes: Processes):
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: gpt2.GPT,
+        device: torch.device,
+        precision,
+        processes: Processes,
+        teachers: Teachers | None = None,
+    ):
         assert config.batch_size % processes.world == 0
         self.config, self.model, self.device = config, model, device
-        self.precision, self.processes = precision, processes
+        self.precision, self.processes, self.teachers = precision, processes, teachers
         self.network: nn.Module = model  # what a step runs: the same weights, perhaps compiled, perhaps one of several
         half = torch.bfloat16 if precision.dtype == torch.bfloat16 else torch.float32
         self.optimizers = optimizer.build(model, config, muon_dtype=half)
@@ -98,7 +108,7 @@ class Learner:
             x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
             with self._adding_up(last=number == len(parts) - 1), self._out_of_memory(rows), lost_others():
                 with self.autocast():
-                    _, loss = self.network(x, y)
+                    loss = self.teachers.loss(self.network, x, y) if self.teachers else self.network(x, y)[1]
                 # DistributedDataParallel takes the mean over processes, where the shares want the sum.
                 self.scaler.scale(loss * share * self.processes.world).backward()
             total += loss.detach() * share

@@ -25,6 +25,7 @@ from train.learner import Learner
 from train.optimizer import learning_rate
 from train.processes import Lost, Processes, Stopped
 from train.scoring import Stopper
+from train.teachers import Teachers
 from train.tracking import open_tracker
 
 SAMPLE = gpt2.SamplingParams(max_new_tokens=160, temperature=0.8, top_k=50, seed=1)
@@ -84,7 +85,8 @@ def fit(
         raise ValueError("the text on this machine is not the first one's: copy it here, or mend the path.")
     model = setup.new_model(config, data, device, pretrained)
     del pretrained
-    learner = Learner(config, model, device, precision, processes)
+    teachers = Teachers.load(config, data, {document.sha256 for document in corpus.documents}, device)
+    learner = Learner(config, model, device, precision, processes, teachers)
     about = {"hardware": hardware.describe(device), "precision": f"{precision.name} ({precision.reason})"}
     about |= {"processes": processes.world} if processes.world > 1 else {}
     say(setup.describe(config, corpus, data, model.config.n_parameters, about))
