@@ -1,33 +1,40 @@
-"""How well a plain GPT-2 learns tiny Shakespeare on a CPU within an hour, and what of its recipe helps.
+"""How well a plain GPT-2 learns tiny Shakespeare, and what of its recipe helps.
 
-    python tests/bench/tinyshakespeare.py final --seeds 1 [2 3]     # the recipe, trained and scored
-    python tests/bench/tinyshakespeare.py sweep [--steps 200]       # one change at a time, by successive halving
+    python tests/bench/tinyshakespeare.py final RECIPE --seeds 1 2 3     # trained and scored
+    python tests/bench/tinyshakespeare.py sweep [--steps 200] [--rounds 3]   # one change at a time, by halving
 
 The text is the file that TINYSHAKESPEARE names, or comes over the network. Its last tenth is held out, and scored once
 when a run is over, in one contiguous pass; the sweep goes by the validation part before it alone. A run is what
-`python -m train` makes of the flags. Adds to tests/bench/results/tinyshakespeare.json and prints tables. A final run
-needs nothing else running.
+`python -m train` makes of the flags. Adds to tests/bench/results/tinyshakespeare.json and prints tables. --at-once lets
+a GPU train several; the times are then none to speak of. Else needs nothing else running.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.bench.record import RESULTS, here, save  # noqa: E402
+from tests.bench.record import RESULTS, save  # noqa: E402
 
 PATH = RESULTS / "tinyshakespeare.json"
-# What every run here has; the model is that of the preset `mini`.
-BASE = {"corpus": "tinyshakespeare", "validation": 0.03, "eval-every": 400, "patience": 0}
-RECIPE = {
+FACTS = ("command", "parameters", "steps", "run_steps", "tokens_seen", "seconds", "figures", "hardware", "precision")
+# What every run here has.
+BASE = {
+    "corpus": "tinyshakespeare",
+    "validation": 0.03,
+    "patience": 0,
+    "prompts": "",
     "optimizer": "muon",
     "learning-rate": 2e-3,
     "schedule": "wsd",
@@ -36,62 +43,102 @@ RECIPE = {
     "weight-decay": 0.1,
     "ema": 0.995,
 }
-FINAL_STEPS = 2600
+# As large as nanoGPT's for this text; for a GPU.
+SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "batch-size": 32, "max-steps": 2000}
+RECIPES: dict[str, dict[str, Any]] = {
+    "mini": {"max-steps": 2600},  # the preset's model, on two cores within an hour
+    "small": SMALL,
+    "gpt2": SMALL | {"tokenizer": "gpt2", "dropout": 0.4, "max-steps": 1200},
+    "distilled": SMALL | {"teachers": 4, "distill-share": 0.8, "dropout": 0.1},  # those of `final small --keep`
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "adamw": {"optimizer": "adamw"},
-    "cosine": {"schedule": "cosine"},
-    "rate x 2": {"learning-rate": 4e-3},
-    "rate / 2": {"learning-rate": 1e-3},
     "dropout 0.1": {"dropout": 0.1},
     "dropout 0.3": {"dropout": 0.3},
     "weight decay 0.5": {"weight-decay": 0.5},
+    "weight decay 1.5": {"weight-decay": 1.5},
     "input noise 0.1": {"input-noise": 0.1},
-    "no average": {"ema": 0.0},
-    "bpe:1024": {"tokenizer": "bpe:1024"},
-    "bpe:4096": {"tokenizer": "bpe:4096"},
+    "rate x 2": {"learning-rate": 4e-3},
+    "rate / 2": {"learning-rate": 1e-3},
+    "steps x 2": {"steps": 2},
+    "steps / 2": {"steps": 0.5},
+    "bpe:512": {"tokenizer": "bpe:512"},
+    "bpe:2048": {"tokenizer": "bpe:2048"},
     "char": {"tokenizer": "char"},
-    "wider and flatter": {"n-layer": 4, "n-embd": 384, "n-head": 6},
-    "narrower and deeper": {"n-layer": 8, "n-embd": 256, "n-head": 4},
-    "24 sequences a step": {"batch-size": 24},
-}
+    "char, 512 of them": {"tokenizer": "char", "block-size": 512, "batch-size": 16},
+    "gpt2, dropout 0.4": {"tokenizer": "gpt2", "dropout": 0.4, "steps": 0.5},
+    "gpt2, dropout 0.3, noise 0.1": {"tokenizer": "gpt2", "dropout": 0.3, "input-noise": 0.1, "steps": 0.5},
+    "wider and flatter": {"n-layer": 4, "n-embd": 480, "n-head": 8},
+    "narrower and deeper": {"n-layer": 9, "n-embd": 320, "n-head": 5},
+    "adamw": {"optimizer": "adamw", "learning-rate": 1e-3},
+    "cosine": {"schedule": "cosine"},
+    "gpt2, 256 wide, dropout 0.3": {
+        "tokenizer": "gpt2", "n-embd": 256, "n-head": 4, "dropout": 0.3, "steps": 0.5,
+    },
+    "average 0.99": {"ema": 0.99},
+    "average 0.998": {"ema": 0.998},
+}  # fmt: skip
 
 
-def train(flags: dict[str, Any], steps: int, seed: int, out: Path) -> dict[str, Any]:
+def train(flags: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
     """The training.json of a run."""
-    words = [word for name, value in (BASE | RECIPE | flags).items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "train", *words, "--max-steps", str(steps), "--seed", str(seed), "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    flags = {"eval-every": max(1, flags["max-steps"] // 8), "seed": seed, "out": out} | BASE | flags
+    words = [word for name, value in flags.items() for word in (f"--{name}", *map(str, as_list(value)))]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f"{out.name}.log").open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "train", *words]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=subprocess.STDOUT)
     return json.loads((out / "best" / "training.json").read_text(encoding="utf-8"))
 
 
-def final(seeds: list[int], folder: Path) -> None:
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def final(name: str, flags: dict[str, Any], seeds: list[int], folder: Path, at_once: int) -> None:
     record = known()
-    for seed in seeds:
-        said = train({}, FINAL_STEPS, seed, folder / f"seed-{seed}")
-        keys = ("command", "parameters", "steps", "run_steps", "tokens_seen", "seconds", "figures", "hardware")
-        record["final"][str(seed)] = {key: said[key] for key in (*keys, "precision", "versions")}
-        save("tinyshakespeare", record)
-    runs = record["final"].values()
-    for name in ("held_out_bits_per_byte", "held_out_bits_per_byte_half_overlap", "validation_bits_per_byte"):
-        figures = [run["figures"][name] for run in runs]
-        print(f"{name:38}", *figures, f"mean {statistics.mean(figures):.4f}")
-    print(f"{'minutes':38}", *(round(run["seconds"] / 60, 1) for run in runs))
+    runs = record["final"].setdefault(name, {})
+
+    def run(seed: int) -> None:
+        teachers = [str(folder / f"small-{number}") for number in range(1, 1 + flags.get("teachers", 0))]
+        own = {key: value for key, value in flags.items() if key != "teachers"} | {"distill-from": teachers}
+        said = train(own if teachers else flags, seed, folder / f"{name}-{seed}")
+        runs[str(seed)] = {key: said[key] for key in (*FACTS, "versions")} | {"at once": at_once}
+
+    all_of(run, seeds, at_once, record)
+    for figure in ("held_out_bits_per_byte", "held_out_bits_per_byte_half_overlap", "validation_bits_per_byte"):
+        found = [run["figures"][figure] for run in runs.values()]
+        print(f"{figure:38}", *found, f"mean {statistics.mean(found):.4f}")
+    print(f"{'minutes':38}", *(round(run["seconds"] / 60, 1) for run in runs.values()))
 
 
-def sweep(steps: int, seed: int, folder: Path) -> None:
-    """All changes for so many steps; the better half, and the recipe itself, for twice as many; and so on to four."""
+def sweep(start: dict[str, Any], steps: int, rounds: int, seed: int, folder: Path, at_once: int) -> None:
+    """All changes of a recipe for so many steps; the better half, and the recipe, for twice as many; and so on."""
     record, names = known(), list(CHANGES)
-    while len(names) > 2:
+    for _ in range(rounds):
         row = record["sweep"].setdefault(f"{steps} steps, seed {seed}", {})
-        for number, name in enumerate(names):
-            if name not in row:  # an interrupted sweep goes on
-                said = train(CHANGES[name], steps, seed, folder / f"{steps}-{number}")
-                row[name] = {"validation": best(folder / f"{steps}-{number}"), "seconds": said["seconds"]} | here()
-                save("tinyshakespeare", record)
-            print(f"{steps:5} {name:24} {row[name]['validation']:.4f}", flush=True)
+
+        def run(name: str, steps: int = steps, row: dict = row) -> None:
+            flags, out = start | CHANGES[name], folder / f"{steps}-{list(CHANGES).index(name)}"
+            said = train(flags | {"max-steps": int(steps * flags.pop("steps", 1))}, seed, out)
+            row[name] = {"validation": best(out), **{key: said[key] for key in ("seconds", "hardware", "parameters")}}
+            print(f"{steps:5} {name:32} {row[name]['validation']:.4f} {said['seconds']:8.1f} s", flush=True)
+
+        all_of(run, [name for name in names if name not in row], at_once, record)  # an interrupted sweep goes on
+        names = [name for name in names if name in row]
         ranked = sorted(names, key=lambda name: row[name]["validation"])[: len(names) // 2]
         names, steps = sorted({"as it is", *ranked}, key=names.index), 2 * steps
+
+
+def all_of(run: Callable[[Any], None], work: Iterable[Any], at_once: int, record: dict[str, Any]) -> None:
+    """Run all the work, and keep the record after each."""
+    if at_once > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of each: the GPU computes
+    with ThreadPoolExecutor(at_once) as pool:
+        for done in as_completed([pool.submit(run, one) for one in work]):
+            if error := done.exception():  # one that diverged, say; the others go on
+                print(error, flush=True)
+            save("tinyshakespeare", record)
 
 
 def best(run: Path) -> float:
@@ -102,22 +149,25 @@ def best(run: Path) -> float:
 
 def known() -> dict[str, Any]:
     found = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
-    return {"recipe": BASE | RECIPE, "final": found.get("final", {}), "sweep": found.get("sweep", {})}
+    return {"base": BASE, "recipes": RECIPES, "final": found.get("final", {}), "sweep": found.get("sweep", {})}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["final", "sweep"])
+    parser.add_argument("recipe", nargs="?", choices=list(RECIPES), default="small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="the runs themselves")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = args.keep or Path(name)
+        flags, folder = RECIPES[args.recipe], args.keep or Path(name)
         if args.what == "final":
-            final(args.seeds, folder)
+            final(args.recipe, flags, args.seeds, folder, args.at_once)
         else:
-            sweep(args.steps, args.seeds[0], folder)
+            sweep(flags, args.steps, args.rounds, args.seeds[0], folder, args.at_once)
 
 
 if __name__ == "__main__":
