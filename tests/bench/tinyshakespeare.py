@@ -42,6 +42,7 @@ BASE = {
     "dropout": 0.2,
     "weight-decay": 0.1,
     "ema": 0.995,
+    "store": "float16",
 }
 # As large as nanoGPT's for this text; for a GPU.
 SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "batch-size": 32, "max-steps": 2000}
