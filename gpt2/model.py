@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gpt2.cache import KVCache, weighted_sum
 from gpt2.config import GPTConfig
+from gpt2.dropout import Dropout, dropout
 from gpt2.linear import Embedding, Linear, TokenEmbedding
 from gpt2.native import Step, library
 
@@ -37,7 +38,7 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
@@ -45,9 +46,13 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if cache is not None:
             y = attend(q, *cache.update(layer, k, v), mask)
+        elif self.training and self.dropout and x.is_cpu:  # where PyTorch's own has no fast way to drop
+            future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+            weights = (q @ k.transpose(2, 3) * q.size(-1) ** -0.5 + future).softmax(-1).to(q.dtype)  # (B, nh, T, T)
+            y = dropout(weights, self.dropout) @ v  # (B, nh, T, hs)
         else:
-            dropout = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # (B, nh, T, hs)
+            p = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -69,7 +74,7 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
@@ -107,7 +112,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict({
             "wte": TokenEmbedding(rows, config.n_embd),
             "wpe": Embedding(config.block_size, config.n_embd),
-            "drop": nn.Dropout(config.dropout),
+            "drop": Dropout(config.dropout),
             "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             "ln_f": nn.LayerNorm(config.n_embd, eps=1e-5),
         })

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_LINES = 6900  # of code
+MAX_LINES = 7000  # of code
 
 # Top floor first. A module imports from its own floor or from those below; a file that is not yet written may have
 # its place, one that has no place fails.
@@ -20,14 +20,14 @@ FLOORS = {
         {"sampler", "checkpoint"},
         {"model", "tokenizer", "quantize", "overlap", "hub"},
         {"linear", "native"},
-        {"cache", "config", "device", "files", "patience"},
+        {"cache", "config", "device", "dropout", "files", "patience"},
     ],
     "train": [
         {"__main__"},
         {"trainer", "setup", "learner", "export", "publish", "pusher", "upload", "space", "card", "gguf"}
         | {"evaluate"},
         {"dataset", "tokens", "vocabulary", "optimizer", "processes", "scoring", "memory", "state", "journal"}
-        | {"tracking"},
+        | {"tracking", "teachers"},
         {"corpus", "plays", "document", "fetch", "config", "__init__"},
     ],
 }
