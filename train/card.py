@@ -170,9 +170,10 @@ def _copies(found: dict[str, Any]) -> str:
 
 def _recited(found: dict[str, Any]) -> str:
     extraction = found["extraction"]
+    begins = " (where the windows begin that it read)" * bool(extraction.get("from_window_starts"))
     places = " and at ".join(
         f"{extraction[part]['recited']} of {extraction[part]['prompts']} places of the {title}"
-        for part, title in (("train", "training text"), ("held_out", "held-out text"))
+        for part, title in (("train", f"training text{begins}"), ("held_out", "held-out text"))
         if extraction[part]["prompts"]
     )
     return (

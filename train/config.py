@@ -184,6 +184,11 @@ class TrainConfig:
         if self.result == "best" and self.validation == 0:
             raise ValueError("result='best' needs a validation part; use --result last or --validation 0.05.")
 
+    @property
+    def window(self) -> int:
+        """Tokens from one place where its windows may begin to the next."""
+        return self.block_size if self.order == "sequential" else 1
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON holds them; from_json(to_json()) is equal. resume is no part of a run."""
         values = {k: [str(t) for t in v] if k == "texts" else _plain(v) for k, v in asdict(self).items()}

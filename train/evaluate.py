@@ -215,7 +215,8 @@ def evaluate(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         "calibration_error": round(result.calibration_error, 4),
         "calibration": result.calibration(),
         "documents": by_document(test.corpus, part, texts, result),
-        "memorisation": test.own and memory.report(model, test.own, test.names),
+        "memorisation": test.own
+        and memory.report(model, test.own, test.names, window=TrainConfig.from_json(trained.config).window),
         "hardware": hardware.describe(device),
         "precision": "float32",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -255,7 +256,8 @@ def table(report: dict[str, Any]) -> Iterator[str]:
             yield f"{titles[kind]:>17}{copy['words']:>8}{where}"
     if found:
         said = found["extraction"]
-        yield f"\nPlaces where, given {said['prompt_tokens']} tokens, it recites the next {said['recited_tokens']}"
+        where = "Beginnings of the windows it read" if said["from_window_starts"] else "Places"
+        yield f"\n{where} where, given {said['prompt_tokens']} tokens, it recites the next {said['recited_tokens']}"
         for kind in ("train", "held_out"):
             yield f"{titles[kind]:>17}{said[kind]['recited']:>8} of {said[kind]['prompts']}"
     rows = sorted(report["documents"], key=lambda row: row["bits_per_byte"])

@@ -90,7 +90,7 @@ class Exporter:
         record |= {"figures": figures, "seconds": round(seconds, 1), "run_steps": step}
         say("Looking for what it learned by heart ...")
         names = [document.name for document in self.corpus.documents]
-        record["memorisation"] = memory.report(model, self.data, names, check_stop)
+        record["memorisation"] = memory.report(model, self.data, names, check_stop, self.config.window)
         write_file(directory / "training.json", checkpoint.json_text(record))
         self.add_records(directory)
         return figures

@@ -35,7 +35,9 @@ Choose = Callable[[Tensor], Tensor]  # logits (B, V) -> ids (B,)
 
 
 @torch.inference_mode()
-def report(model: GPT, data: Dataset, names: Sequence[str], check_stop: Callable[[], None] = lambda: None) -> dict:
+def report(
+    model: GPT, data: Dataset, names: Sequence[str], check_stop: Callable[[], None] = lambda: None, window: int = 1
+) -> dict:
     """The figures, as training.json holds them under "memorisation".
 
     Extraction: at how many places of a part the model, given 50 tokens and always taking the likeliest, goes on with
@@ -46,9 +48,12 @@ def report(model: GPT, data: Dataset, names: Sequence[str], check_stop: Callable
     Args:
         names: of the documents, in order.
         check_stop: called before every forward pass; may raise, to stop.
+        window: tokens from one place of the training part that may be tried to the next. A model that read the same
+            windows in every epoch knows them by heart from where they begin, and by their positions: put in the place
+            of a window's beginning, what follows in its middle is nothing that it has ever seen.
     """
     length, n_new = min(RECITED, model.config.block_size // 2), min(SAMPLE_TOKENS, model.config.block_size - 1)
-    places = {"train": _places(data.train, 2 * length), "held_out": _places(data.holdout, 2 * length)}
+    places = {"train": _places(data.train, 2 * length, window), "held_out": _places(data.holdout, 2 * length)}
     total = SAMPLES * n_new + length * sum(map(len, places.values()))
     with progress(total, "Looking for copies", unit="tok") as bar:
 
@@ -65,7 +70,7 @@ def report(model: GPT, data: Dataset, names: Sequence[str], check_stop: Callable
                 bar.update(len(idx))
             return written
 
-        extraction = {"prompt_tokens": length, "recited_tokens": length}
+        extraction = {"prompt_tokens": length, "recited_tokens": length, "from_window_starts": window > 1}
         for name, part in (("train", data.train), ("held_out", data.holdout)):
             recited = _recited(part, places[name], length, write)
             extraction[name] = {"prompts": len(recited), "recited": sum(recited)}
@@ -138,9 +143,11 @@ def _longest(train: Words, other: Words, data: Dataset, names: Sequence[str]) ->
     return {"words": low, **where, "line": text.count("\n", 0, first) + 1}
 
 
-def _places(part: Part, length: int) -> list[int]:
-    """Where PROMPTS stretches of that many tokens begin, evenly spread over a part; less those with a separator."""
-    spread = np.linspace(0, len(part) - length, PROMPTS).astype(int) if 0 < length <= len(part) else []
+def _places(part: Part, length: int, window: int = 1) -> list[int]:
+    """Where PROMPTS stretches of that many tokens begin, evenly spread over a part's windows; less those with a
+    separator."""
+    spread = np.linspace(0, len(part) - length, PROMPTS).astype(int) if 0 < length <= len(part) else np.empty(0, int)
+    spread = spread // window * window
     starts = part.starts
     return [i for i in sorted(set(map(int, spread))) if bisect_left(starts, i) == bisect_left(starts, i + length)]
 

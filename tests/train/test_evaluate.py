@@ -274,7 +274,7 @@ def test_the_table_fits_a_terminal_and_shows_both_ends_of_many_documents():
     report = {"checkpoint": "x", "text": "plays", "scored": "all", "notes": [], "bytes": 1, "tokens": 1, **figures}
     novelty = {"unit": "words", "generated": [0.5] * 16, "held_out": [0.5] * 3}
     copy = {"words": 5, "document": "play 1", "line": 1036}
-    extraction = {"prompt_tokens": 50, "recited_tokens": 50} | {
+    extraction = {"prompt_tokens": 50, "recited_tokens": 50, "from_window_starts": False} | {
         part: {"prompts": 9, "recited": 0} for part in ("train", "held_out")
     }
     found = {"novelty": novelty, "copied": {"generated": 0, "held_out": 0}, "extraction": extraction}

@@ -67,6 +67,27 @@ def test_a_parrot_recites_its_training_text_and_nothing_else(data):
     assert extraction["held_out"]["recited"] == 0 < extraction["held_out"]["prompts"]
 
 
+class Reader(Parrot):
+    """Knows windows of its training text by heart, from their beginning and as long as it hears nothing else."""
+
+    window = 120
+
+    def __call__(self, idx, cache):
+        cache.read = torch.cat([getattr(cache, "read", idx[:, :0]), idx], 1)
+        logits = torch.zeros(len(idx), 1, self.config.vocab_size)
+        for row, read in zip(logits, cache.read.tolist(), strict=True):
+            for start in range(0, len(self.ids), self.window):
+                if self.ids[start : start + len(read)] == read and start + len(read) < len(self.ids):
+                    row[0, self.ids[start + len(read)]] = 100
+        return logits, None
+
+
+def test_what_was_read_in_windows_is_recited_from_where_they_begin_and_that_is_where_it_is_looked_for(data):
+    anywhere, there = (memory.report(Reader(data), data, NAMES, window=w)["extraction"] for w in (1, Reader.window))
+    assert anywhere["train"]["recited"] < anywhere["train"]["prompts"] / 2 and not anywhere["from_window_starts"]
+    assert there["train"]["recited"] == there["train"]["prompts"] >= 3 and there["from_window_starts"]
+
+
 def test_what_a_parrot_writes_is_copied_from_its_first_word_to_its_last(data):
     found = memory.report(Parrot(data), data, NAMES)
     assert found["novelty"]["generated"] == [0.0] * 16
