@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from tests.bench.record import RESULTS, save  # noqa: E402
 
 PATH = RESULTS / "tinyshakespeare.json"
-FACTS = ("command", "parameters", "steps", "run_steps", "tokens_seen", "seconds", "figures", "hardware", "precision")
+FACTS = ("command", "parameters", "steps", "run_steps", "tokens_seen", "seconds", "figures", "memorisation", "hardware")
 # What every run here has.
 BASE = {
     "corpus": "tinyshakespeare",
@@ -82,9 +82,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def train(flags: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
-    """The training.json of a run."""
-    flags = {"eval-every": max(1, flags["max-steps"] // 8), "seed": seed, "out": out} | BASE | flags
+    """The training.json of a run; one that was interrupted goes on."""
+    flags = {"eval-every": max(1, flags["max-steps"] // 10), "seed": seed} | BASE | flags
     words = [word for name, value in flags.items() for word in (f"--{name}", *map(str, as_list(value)))]
+    words = ["--out", str(out), *(["--resume"] if (out / "state").is_dir() else words)]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f"{out.name}.log").open("w", encoding="utf-8") as log:
         command = [sys.executable, "-m", "train", *words]
@@ -104,7 +105,7 @@ def final(name: str, flags: dict[str, Any], seeds: list[int], folder: Path, at_o
         teachers = [str(folder / f"small-{number}") for number in range(1, 1 + flags.get("teachers", 0))]
         own = {key: value for key, value in flags.items() if key != "teachers"} | {"distill-from": teachers}
         said = train(own if teachers else flags, seed, folder / f"{name}-{seed}")
-        runs[str(seed)] = {key: said[key] for key in (*FACTS, "versions")} | {"at once": at_once}
+        runs[str(seed)] = {key: said[key] for key in (*FACTS, "precision", "versions")} | {"at once": at_once}
 
     all_of(run, seeds, at_once, record)
     for figure in ("held_out_bits_per_byte", "held_out_bits_per_byte_half_overlap", "validation_bits_per_byte"):
