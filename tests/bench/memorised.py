@@ -2,8 +2,8 @@
 
     python tests/bench/memorised.py
 
-Reads the records of both (checkpoints/gpt2-124m-seed/, and the run of seed 1 in results/tinyshakespeare.json), and draws
-results/memorised.png. Trains nothing.
+Reads the records of both (checkpoints/gpt2-124m-seed/, and the run of seed 1 in results/tinyshakespeare.json), and
+draws results/memorised.png. Trains nothing.
 """
 
 from __future__ import annotations
