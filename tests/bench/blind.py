@@ -24,8 +24,8 @@ PROMPTS = [
     "ROMEO:\n", "JULIET:\n", "HAMLET:\nTo die, to sleep", "MACBETH:\nIs this a dagger", "KING LEAR:\nBlow, winds",
     "OTHELLO:\nIt is the cause", "PORTIA:\nThe quality of mercy", "First Witch:\n", "FALSTAFF:\nA cup of sack",
     "KING HENRY V:\nOnce more", "Messenger:\nMy lord, the army", "CLEOPATRA:\nGive me my robe", "All:\n",
-    "PROSPERO:\nThese our actors", "Clown:\nA riddle, sir:", "First Citizen:\nBefore we proceed", "VIOLA:\nMy father had",
-    "QUEEN MARGARET:\nThou art", "To be, or not to be", "",
+    "PROSPERO:\nThese our actors", "Clown:\nA riddle, sir:", "First Citizen:\nBefore we proceed",
+    "VIOLA:\nMy father had", "QUEEN MARGARET:\nThou art", "To be, or not to be", "",
 ]  # fmt: skip
 
 
