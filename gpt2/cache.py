@@ -81,16 +81,17 @@ class KVCache:
         return (torch.arange(self._size(T)) <= self.positions(T).unsqueeze(-1)).unsqueeze(1)  # (B, 1, T, S)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of one layer, both (B, nh, T, hs); return all there are, (B, nh, S, hs)."""
+        """Store the new keys and values of one layer, both (B, nh, T, hs); return all there are, (B, nh, S, hs), in the
+        format of these."""
         T, B, S = k.size(2), len(self.pos), self._size(k.size(2))
         if min(self.pos) == max(self.pos):
             here = (layer, slice(0, B), slice(None), slice(self.pos[0], self.pos[0] + T))
             self.k[here], self.v[here] = k, v
         else:  # one operation for all rows: a slice for each took three times as long
             rows, at = torch.arange(B).unsqueeze(1), self.positions(T)  # (B, 1), (B, T)
-            self.k[layer][rows, :, at] = k.transpose(1, 2)  # (B, T, nh, hs)
-            self.v[layer][rows, :, at] = v.transpose(1, 2)
-        return self.k[layer, :B, :, :S], self.v[layer, :B, :, :S]
+            self.k[layer][rows, :, at] = k.transpose(1, 2).to(self.k.dtype)  # (B, T, nh, hs)
+            self.v[layer][rows, :, at] = v.transpose(1, 2).to(self.v.dtype)
+        return tuple(of[layer, :B, :, :S].to(k.dtype) for of in (self.k, self.v))
 
     def advance(self, T: int) -> None:
         """Count T new tokens in every row, once all layers have stored theirs."""

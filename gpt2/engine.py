@@ -139,7 +139,7 @@ class Engine:
         # The rest is the thread's own.
         self._reading: deque[_Job] = deque()
         self._writing: list[_Job] = []  # the job of each row of the cache
-        self._cache = self._new_cache(max_batch)
+        self._cache = self.model.new_cache(max_batch)
         self._cache.pos = []
         self._prefixes = _Prefixes(prefix_bytes)
         mine, ready = torch.get_num_threads(), threading.Event()
@@ -220,7 +220,7 @@ class Engine:
                 job = self._waiting.popleft()
                 self._free -= 1
                 job.draft.started = time.monotonic()
-                job.cache = self._new_cache(1)
+                job.cache = self.model.new_cache(1)
                 self._reading.append(job)
             return not self._closed
 
@@ -247,7 +247,7 @@ class Engine:
         for job, pos in list(zip(self._writing, self._cache.pos, strict=True)):
             if job.draft.overflows(pos):
                 self._forget(job)
-                job.cache = self._new_cache(1)
+                job.cache = self.model.new_cache(1)
                 self._reading.append(job)
         if not self._writing:
             return
@@ -326,10 +326,6 @@ class Engine:
             for job in jobs:
                 if job in self._reading or job in self._writing:
                     self._leave(job, error)
-
-    def _new_cache(self, rows: int) -> KVCache:
-        weight = self.model.transformer.wte.weight
-        return KVCache(self.model.config, rows, weight.device, weight.dtype)
 
 
 class _Prefixes:

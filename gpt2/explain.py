@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2.cache import KVCache
 from gpt2.model import GPT
 from gpt2.sampler import SamplingParams, checked, draw, filter_chain
 from gpt2.tokenizer import Tokenizer
@@ -145,9 +144,8 @@ def next_tokens(
     before = _ids(tokenizer, text) or [model.config.bos_token_id]
     ids = [*before, *drawn]
     *_, (start, _, _) = _windows(len(before), len(ids) + 1, model.config.block_size)
-    weight = model.transformer.wte.weight
-    cache = KVCache(model.config, 1, weight.device, weight.dtype)  # with one, only the last position gets logits
-    raw = logits = checked(model(torch.tensor([ids[start:]], device=weight.device), cache=cache)[0][0, -1])  # (V,)
+    cache = model.new_cache()  # with one, only the last position gets logits
+    raw = logits = checked(model(torch.tensor([ids[start:]], device=cache.k.device), cache=cache)[0][0, -1])  # (V,)
     top = raw.topk(min(k, raw.numel())).indices
     steps = []
     for name, apply in [("raw", lambda x: x), *filter_chain(params, ids)]:

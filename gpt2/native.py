@@ -48,7 +48,7 @@ class _Model(Structure):
 
 
 class _Cache(Structure):
-    _fields_ = [("rows", c_long), ("positions", c_long), ("k", c_void_p), ("v", c_void_p)]
+    _fields_ = [("rows", c_long), ("positions", c_long), ("half", c_long), ("k", c_void_p), ("v", c_void_p)]
 
 
 class Int8Linear:
@@ -108,7 +108,8 @@ class Step:
         of, wte = self._model, model.transformer.wte.weight
         layers, rows, heads, _, hs = cache.k.shape
         return (
-            (wte.data_ptr(), wte.dtype, cache.k.dtype) == (self._wte, torch.float32, torch.float32)
+            (wte.data_ptr(), wte.dtype) == (self._wte, torch.float32)
+            and cache.k.dtype in (torch.float32, torch.float16)
             and (layers, heads, heads * hs) == (of.n_layer, of.n_head, of.n_embd)
             and (idx.size(1), idx.size(0)) == (1, len(cache.pos))
             and len(cache.pos) <= rows
@@ -120,7 +121,8 @@ class Step:
         """x (B, 1, C), the embedded tokens, which are overwritten -> logits (B, 1, V). The cache gets their keys and
         values."""
         B, logits = x.size(0), torch.empty(x.size(0), 1, self._model.head.n_out)
-        past = _Cache(cache.k.size(1), cache.k.size(3), cache.k.data_ptr(), cache.v.data_ptr())
+        half = cache.k.dtype == torch.float16
+        past = _Cache(cache.k.size(1), cache.k.size(3), half, cache.k.data_ptr(), cache.v.data_ptr())
         pos = (c_long * B)(*cache.pos)
         _checked(library().step(byref(self._model), x.data_ptr(), B, pos, byref(past), logits.data_ptr()))
         cache.advance(1)

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gpt2.cache import KVCache
 from gpt2.config import GPTConfig
 from gpt2.model import GPT
 from gpt2.tokenizer import TextStream, Tokenizer
@@ -213,13 +212,12 @@ class Draft:
 
 def stream_ids(model: GPT, draft: Draft) -> Iterator[int]:
     """Yield the new ids of a draft. Runs under the caller's inference mode."""
-    weight = model.transformer.wte.weight
-    cache = KVCache(model.config, 1, weight.device, weight.dtype)
+    cache = model.new_cache()
     while draft.stop_reason is None and not draft.is_late():
         if draft.overflows(cache.pos[0]):
             cache.reset()
         while draft.unread:
-            logits, _ = model(torch.tensor([draft.next_chunk()], device=weight.device), cache=cache)  # (1, 1, V)
+            logits, _ = model(torch.tensor([draft.next_chunk()], device=cache.k.device), cache=cache)  # (1, 1, V)
         idx = draft.write(logits[0, -1])
         if idx is not None:
             yield idx

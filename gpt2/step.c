@@ -42,10 +42,11 @@ typedef struct {
     linear head;
 } model;
 
-/* Keys and values, (n_layer, rows, n_head, positions, n_embd / n_head). */
+/* Keys and values, (n_layer, rows, n_head, positions, n_embd / n_head), floats or, if half, of 16 bits; positions is a
+ * multiple of TILE. */
 typedef struct {
-    long rows, positions;
-    float *k, *v;
+    long rows, positions, half;
+    void *k, *v;
 } cache;
 
 /* A row of x in whole numbers: low + span * q / 255. */
@@ -73,6 +74,20 @@ static void round_row(const float *restrict x, long n, rounded *row) {
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 
+typedef float half_lanes __attribute__((vector_size(LANES * 2)));
+typedef float few_lanes __attribute__((vector_size(LANES)));
+
+/* Of all lanes: those of the second half are added to the first half's, until one is left. */
+INLINE float sum(lanes s) {
+    half_lanes low, high;
+    memcpy(&low, &s, sizeof low), memcpy(&high, (char *)&s + sizeof low, sizeof high);
+    low += high;
+    few_lanes first, second;
+    memcpy(&first, &low, sizeof first), memcpy(&second, (char *)&low + sizeof first, sizeof second);
+    first += second;
+    return (first[0] + first[2]) + (first[1] + first[3]);
+}
+
 /* products[r][j] of n_rows rows of x, apart from each other by n, and n_outs of w. */
 INLINE void multiply_floats(const float *x, const float *w, long n, int n_rows, int n_outs, float products[TILE][TILE]) {
     lanes s[TILE][TILE] = {{{0}}};
@@ -87,11 +102,7 @@ INLINE void multiply_floats(const float *x, const float *w, long n, int n_rows, 
     for (int r = 0; r < n_rows; r++)
         for (int j = 0; j < n_outs; j++) {
             for (long t = i; t < n; t++) s[r][j][t - i] += x[r * n + t] * w[j * n + t];
-            float each[LANES];
-            memcpy(each, &s[r][j], sizeof each);
-            for (int half = LANES / 2; half; half /= 2)
-                for (int l = 0; l < half; l++) each[l] += each[l + half];
-            products[r][j] = each[0];
+            products[r][j] = sum(s[r][j]);
         }
 }
 
@@ -200,32 +211,111 @@ static void gelu(float *x, long n_rows, long n) {
         }
 }
 
+typedef int16_t halves __attribute__((vector_size(LANES * sizeof(int16_t)), aligned(sizeof(int16_t)), may_alias));
+typedef int32_t words __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef uint32_t bits __attribute__((vector_size(LANES * sizeof(uint32_t))));
+
+/* Floats of 16 bits (IEEE 754) have 5 for the exponent and 10 for the fraction: with these, and the sign, in a float's
+ * places, its exponent is too small by 112, for very small numbers, too. */
+INLINE lanes widened(halves of) {
+    return (lanes)((bits)__builtin_convertvector(of, words) << 13 & 0x8fffe000) * 0x1p112f;
+}
+
+static void narrow(const float *x, long n, uint16_t *y) {
+    for (long i = 0; i < n; i++) {
+        const float size = fabsf(x[i]), small = (size < 65504.0f ? size : 65504.0f) * 0x1p-112f;
+        uint32_t whole, sign;
+        memcpy(&whole, &small, sizeof whole), memcpy(&sign, x + i, sizeof sign);
+        whole += 0xfff + (whole >> 13 & 1); /* to the nearest, ties to even */
+        y[i] = (x[i] == x[i] ? whole >> 13 : 0x7e00) | (sign >> 16 & 0x8000);
+    }
+}
+
+INLINE lanes many(const void *from, long i, int half) {
+    return half ? widened(*(const halves *)((const uint16_t *)from + i)) : *(const lanes *)((const float *)from + i);
+}
+
+INLINE float one(const void *from, long i, int half) {
+    if (!half) return ((const float *)from)[i];
+    const halves of = {((const int16_t *)from)[i]};
+    return widened(of)[0];
+}
+
+/* For n numbers from the i-th on, a page before their turn: there the machine's own foresight ends. */
+INLINE void ask(const void *from, long i, long n, int half) {
+    const long size = half ? 2 : 4;
+    for (long at = 0; at < n * size; at += 64) __builtin_prefetch((const char *)from + i * size + at + 4096, 0, 2);
+}
+
+/* p: how well q fits each of n keys, and up to TILE - 1 behind them. */
+INLINE void compare(const float *q, const void *k, int half, long n, long hs, float scale, float *p) {
+    for (long s = 0; s < n; s += TILE) {
+        lanes sums[TILE] = {{0}};
+        long i = 0;
+        ask(k, s * hs, TILE * hs, half);
+        for (; i + LANES <= hs; i += LANES)
+            for (int j = 0; j < TILE; j++) sums[j] += *(const lanes *)(q + i) * many(k, (s + j) * hs + i, half);
+        for (int j = 0; j < TILE; j++) {
+            float rest = 0;
+            for (long t = i; t < hs; t++) rest += q[t] * one(k, (s + j) * hs + t, half);
+            p[s + j] = (sum(sums[j]) + rest) * scale;
+        }
+    }
+}
+
+/* y: the sum of n values in the shares p. */
+INLINE void gather(const float *p, const void *v, int half, long n, long hs, float *y) {
+    long i = 0;
+    for (; i + LANES <= hs; i += LANES * (i + TILE * LANES <= hs ? TILE : 1)) {
+        lanes sums[TILE] = {{0}};
+        const int width = i + TILE * LANES <= hs ? TILE : 1;
+        if (width == TILE)
+            for (long s = 0; s < n; s++) {
+                ask(v, s * hs + i, TILE * LANES, half);
+                for (int j = 0; j < TILE; j++) sums[j] += p[s] * many(v, s * hs + i + j * LANES, half);
+            }
+        else
+            for (long s = 0; s < n; s++) sums[0] += p[s] * many(v, s * hs + i, half);
+        memcpy(y + i, sums, width * sizeof *sums);
+    }
+    for (; i < hs; i++) {
+        y[i] = 0;
+        for (long s = 0; s < n; s++) y[i] += p[s] * one(v, s * hs + i, half);
+    }
+}
+
+/* What a query gathers from the values of n positions; k and v are of its head. p has room for all positions. */
+INLINE void attend_as(const float *q, const void *k, const void *v, int half, long n, long hs, float *p, float *y) {
+    float most = -INFINITY, total = 0;
+    compare(q, k, half, n, hs, 1.0f / sqrtf((float)hs), p);
+#pragma omp simd reduction(max : most)
+    for (long s = 0; s < n; s++) most = p[s] > most ? p[s] : most;
+    for (long s = 0; s < n; s++) p[s] = power_of_e(p[s] - most);
+#pragma omp simd reduction(+ : total)
+    for (long s = 0; s < n; s++) total += p[s];
+    gather(p, v, half, n, hs, y);
+    for (long i = 0; i < hs; i++) y[i] /= total;
+}
+
 /* Keys and values of the new tokens into the cache; y is what their queries gather. qkv (n_rows, 3 n_embd). */
 static void attend(const float *qkv, long n_rows, long n_head, long n_embd, const long *pos, const cache *of, long layer,
                    float *scores, float *y) {
     const long hs = n_embd / n_head;
-    const float scale = 1.0f / sqrtf((float)hs);
 #pragma omp for collapse(2)
     for (long r = 0; r < n_rows; r++)
         for (long h = 0; h < n_head; h++) {
             const float *q = qkv + 3 * r * n_embd + h * hs;
-            const long at = ((layer * of->rows + r) * n_head + h) * of->positions * hs, n = pos[r] + 1;
-            float *k = of->k + at, *v = of->v + at, *p = scores + (r * n_head + h) * of->positions;
-            float *out = y + r * n_embd + h * hs, most = -INFINITY, total = 0;
-            memcpy(k + pos[r] * hs, q + n_embd, hs * sizeof(float));
-            memcpy(v + pos[r] * hs, q + 2 * n_embd, hs * sizeof(float));
-            for (long s = 0; s < n; s++) {
-                float product[TILE][TILE];
-                multiply_floats(q, k + s * hs, hs, 1, 1, product);
-                p[s] = product[0][0] * scale;
-                most = p[s] > most ? p[s] : most;
+            const long at = ((layer * of->rows + r) * n_head + h) * of->positions * hs, new = at + pos[r] * hs;
+            float *p = scores + (r * n_head + h) * of->positions, *to = y + r * n_embd + h * hs;
+            if (of->half) {
+                uint16_t *k = of->k, *v = of->v;
+                narrow(q + n_embd, hs, k + new), narrow(q + 2 * n_embd, hs, v + new);
+                attend_as(q, k + at, v + at, 1, pos[r] + 1, hs, p, to);
+            } else {
+                float *k = of->k, *v = of->v;
+                memcpy(k + new, q + n_embd, hs * sizeof *k), memcpy(v + new, q + 2 * n_embd, hs * sizeof *v);
+                attend_as(q, k + at, v + at, 0, pos[r] + 1, hs, p, to);
             }
-            for (long s = 0; s < n; s++) p[s] = power_of_e(p[s] - most);
-            for (long s = 0; s < n; s++) total += p[s];
-            memset(out, 0, hs * sizeof(float));
-            for (long s = 0; s < n; s++)
-                for (long i = 0; i < hs; i++) out[i] += p[s] * v[s * hs + i];
-            for (long i = 0; i < hs; i++) out[i] /= total;
         }
 }
 

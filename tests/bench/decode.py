@@ -96,7 +96,7 @@ def ours(checkpoint: Path, dtype: str, compiler: bool, tokens: int, threads: int
 
     @torch.inference_mode()
     def token_at(position: int) -> float:
-        cache, seconds = gpt2.KVCache(model.config), []
+        cache, seconds = model.new_cache(), []
         for _ in range(20):
             cache.pos = [min(position, last)]
             started = time.perf_counter()

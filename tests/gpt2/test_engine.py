@@ -49,7 +49,7 @@ class Gate:
     """A model that computes one pass for each time it is let through, and counts what it is fed."""
 
     def __init__(self, model: gpt2.GPT):
-        self.model, self.config, self.transformer = model, model.config, model.transformer
+        self.model, self.config, self.new_cache = model, model.config, model.new_cache
         self.fed: list[tuple[int, int]] = []  # (B, T) of each pass
         self.open, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -380,7 +380,7 @@ class Fragile:
     """A model whose next pass fails where it is told to."""
 
     def __init__(self, model: gpt2.GPT):
-        self.model, self.config, self.transformer = model, model.config, model.transformer
+        self.model, self.config, self.new_cache = model, model.config, model.new_cache
         self.fail_at, self.error = None, None
 
     def __call__(self, idx, cache):

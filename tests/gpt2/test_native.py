@@ -29,10 +29,10 @@ def texts_of(config: gpt2.GPTConfig) -> list[list[int]]:
 @torch.inference_mode()
 def last_scores(model: gpt2.GPT, texts: list[list[int]]) -> torch.Tensor:
     """Scores after each text, (B, V): all but its last token read by itself, the last ones in one pass."""
-    together = gpt2.KVCache(model.config, len(texts) + 2)  # more rows than texts
+    together = model.new_cache(len(texts) + 2)  # more rows than texts
     together.pos = []
     for text in texts:
-        own = gpt2.KVCache(model.config)
+        own = model.new_cache()
         model(torch.tensor([text[:-1]]), cache=own)
         together.join(own)
     return model(torch.tensor([text[-1:] for text in texts]), cache=together)[0][:, 0]
@@ -95,6 +95,44 @@ def test_int8_scores_nearly_as_without_it(compiled, config):
     compiled.compile_step()
     # Where a number lies between two whole ones the last bit decides, and the layers after it see the difference.
     assert (last_scores(compiled, texts) - expected).std() < 0.02 * expected.std()
+
+
+@whatever_size
+@torch.inference_mode()
+def test_keys_and_values_of_16_bits_are_those_of_32_rounded_and_change_the_scores_little(compiled, config):
+    text, scores = torch.tensor([texts_of(config)[1]]), []
+    caches = [gpt2.KVCache(config, dtype=dtype) for dtype in (torch.float32, torch.float16)]
+    for cache in caches:
+        scores.append([compiled(text[:, i : i + 1], cache=cache)[0] for i in range(text.size(1))])
+    whole, half = caches
+    assert torch.equal(half.k[0], whole.k[0].half()) and torch.equal(half.v[0], whole.v[0].half())
+    of_whole, of_half = map(torch.cat, scores)
+    assert (of_half - of_whole).std() < 0.005 * of_whole.std()
+
+
+@torch.inference_mode()
+def test_every_kind_of_number_is_rounded_to_16_bits_as_pytorch_does(make_model):
+    numbers = [0.0, -0.0, 1.0, -1 / 3, 65504.0, -65504.0, 6.1e-5, 6.0e-5, -3e-6, 6e-8, 2.9e-8, 1e-30, 2049.0, 2051.0]
+    numbers += [1 + 2**-11, 1 + 3 * 2**-11, 2**-14 - 2**-26, -2047.4, float("nan"), 0.1, 3e-5]
+    model = make_model(gpt2.GPTConfig(block_size=64, vocab_size=50, n_layer=1, n_head=1, n_embd=len(numbers)))
+    layer, width = model.transformer.h[0].attn.c_attn, len(numbers)
+    layer.weight.zero_()
+    layer.bias[width : 2 * width] = torch.tensor(numbers)  # the keys
+    layer.bias[2 * width :] = torch.tensor(numbers[::-1])  # the values
+    model.compile_step()
+    cache = gpt2.KVCache(model.config, dtype=torch.float16)
+    model(torch.tensor([[1]]), cache=cache)
+    for found, expected in ((cache.k, numbers), (cache.v, numbers[::-1])):
+        torch.testing.assert_close(found[0, 0, 0, 0], torch.tensor(expected).half(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("config", SIZES[:1])
+def test_int8_keeps_keys_and_values_in_16_bits_and_nothing_else_does(compiled, config, make_model):
+    assert compiled.new_cache().k.dtype == make_model(config).new_cache().k.dtype == torch.float32
+    make_int8(compiled)
+    assert compiled.new_cache(3).k.dtype == torch.float16
+    compiled.step = None  # where nothing is compiled, PyTorch reads floats of 32 bits faster
+    assert compiled.new_cache().k.dtype == torch.float32
 
 
 @pytest.mark.parametrize("config", SIZES[:1])
