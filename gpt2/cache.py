@@ -27,7 +27,7 @@ class KVCache:
     Args:
         config: the model's sizes; a row holds at most block_size positions.
         batch_size: number of rows B, and the most there can be.
-        device, dtype: where and as what the keys and values are kept (those of the model's activations).
+        device, dtype: where and as what the keys and values are kept; model.new_cache() knows.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int = 1, device: torch.device | str = "cpu", dtype=torch.float32):

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """x with a share p of it set to zero, on a CPU to the nearest 256th, and the rest scaled so that the mean stays."""
-    if not x.is_cpu:
+    """x with a share p of it set to zero, on a CPU to the nearest 256th, one at least, and the rest scaled so that the
+    mean stays."""
+    if not x.is_cpu or torch.compiler.is_compiling():
         return F.dropout(x, p)
     dropped = min(max(1, round(256 * p)), 255)  # values of a byte
     numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
     kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-    return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+    return x * kept.to(x.dtype) * (256 / (256 - dropped))
 
 
 class Dropout(nn.Module):

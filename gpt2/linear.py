@@ -23,7 +23,8 @@ class Packed:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # A weight in training changes under its copy, unseen by _version where an optimizer or an average swaps .data.
-        can_pack = torch.is_inference_mode_enabled() and not weight.requires_grad and has_onednn(x.device)
+        # The gradient is asked for first: torch.compile, in training, would cut the model in pieces at the mode.
+        can_pack = not weight.requires_grad and torch.is_inference_mode_enabled() and has_onednn(x.device)
         if not can_pack or not x.dtype == weight.dtype == torch.float32:
             return F.linear(x, weight, bias)
         of = weight.data_ptr(), 0 if weight.is_inference() else weight._version

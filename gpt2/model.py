@@ -48,7 +48,8 @@ class CausalSelfAttention(nn.Module):
             y = attend(q, *cache.update(layer, k, v), mask)
         elif self.training and self.dropout and x.is_cpu:  # where PyTorch's own has no fast way to drop
             future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-            weights = (q @ k.transpose(2, 3) * q.size(-1) ** -0.5 + future).softmax(-1).to(q.dtype)  # (B, nh, T, T)
+            scores = (q * q.size(-1) ** -0.5) @ k.transpose(2, 3) + future  # (B, nh, T, T)
+            weights = scores.softmax(-1).to(q.dtype)
             y = dropout(weights, self.dropout) @ v  # (B, nh, T, hs)
         else:
             p = self.dropout if self.training else 0.0

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gpt2.cache import KVCache
+from gpt2.cache import PIECE, KVCache
 
 # A product may be merged with a sum: it rounds otherwise than PyTorch, but in the same way for all rows. PyTorch has a
 # library of OpenMP in the process already, which is used: so none is linked.
@@ -109,7 +109,8 @@ class Step:
         layers, rows, heads, _, hs = cache.k.shape
         return (
             (wte.data_ptr(), wte.dtype) == (self._wte, torch.float32)
-            and cache.k.dtype in (torch.float32, torch.float16)
+            and cache.k.dtype == cache.v.dtype in (torch.float32, torch.float16)
+            and cache.k.size(3) % PIECE == 0  # where fewer positions are, the last are read, too
             and (layers, heads, heads * hs) == (of.n_layer, of.n_head, of.n_embd)
             and (idx.size(1), idx.size(0)) == (1, len(cache.pos))
             and len(cache.pos) <= rows

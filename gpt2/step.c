@@ -2,13 +2,17 @@
  * hundred small operations a machine waits longer than it computes. And the int8 product by itself, which is what FBGEMM
  * and the operations around it in quantize.py give, to the last bit.
  *
- * Nothing here depends on the rows beside a row, nor on how many threads there are. Knows nothing of which CPU it runs
- * on: the loops are written so that compilers find its instructions. native.py compiles it and knows its structures. */
+ * Nothing here depends on the rows beside a row, nor on how many threads there are. The loops are written so that
+ * compilers find the CPU's instructions; of these it only knows how long vectors are, and what reads floats of 16 bits.
+ * native.py compiles it and knows its structures. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined __AVX__
+#include <immintrin.h>
+#endif
 
 #define LANES 16 /* sums that a product of floats is split into, always in the same way */
 #define TILE 4   /* rows, and outputs, whose sums are in registers at the same time */
@@ -74,8 +78,8 @@ static void round_row(const float *restrict x, long n, rounded *row) {
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 
-typedef float half_lanes __attribute__((vector_size(LANES * 2)));
-typedef float few_lanes __attribute__((vector_size(LANES)));
+typedef float half_lanes __attribute__((vector_size(LANES / 2 * sizeof(float))));
+typedef float few_lanes __attribute__((vector_size(LANES / 4 * sizeof(float))));
 
 /* Of all lanes: those of the second half are added to the first half's, until one is left. */
 INLINE float sum(lanes s) {
@@ -211,34 +215,60 @@ static void gelu(float *x, long n_rows, long n) {
         }
 }
 
-typedef int16_t halves __attribute__((vector_size(LANES * sizeof(int16_t)), aligned(sizeof(int16_t)), may_alias));
-typedef int32_t words __attribute__((vector_size(LANES * sizeof(int32_t))));
-typedef uint32_t bits __attribute__((vector_size(LANES * sizeof(uint32_t))));
+/* As many floats as fit into a register, or nearly: sums of more would live in memory. */
+#if defined __AVX512F__
+#define WIDTH 16
+#elif defined __AVX__
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+typedef float several __attribute__((vector_size(WIDTH * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 /* Floats of 16 bits (IEEE 754) have 5 for the exponent and 10 for the fraction: with these, and the sign, in a float's
  * places, its exponent is too small by 112, for very small numbers, too. */
-INLINE lanes widened(halves of) {
-    return (lanes)((bits)__builtin_convertvector(of, words) << 13 & 0x8fffe000) * 0x1p112f;
-}
-
-static void narrow(const float *x, long n, uint16_t *y) {
-    for (long i = 0; i < n; i++) {
-        const float size = fabsf(x[i]), small = (size < 65504.0f ? size : 65504.0f) * 0x1p-112f;
-        uint32_t whole, sign;
-        memcpy(&whole, &small, sizeof whole), memcpy(&sign, x + i, sizeof sign);
-        whole += 0xfff + (whole >> 13 & 1); /* to the nearest, ties to even */
-        y[i] = (x[i] == x[i] ? whole >> 13 : 0x7e00) | (sign >> 16 & 0x8000);
-    }
-}
-
-INLINE lanes many(const void *from, long i, int half) {
-    return half ? widened(*(const halves *)((const uint16_t *)from + i)) : *(const lanes *)((const float *)from + i);
-}
-
 INLINE float one(const void *from, long i, int half) {
     if (!half) return ((const float *)from)[i];
-    const halves of = {((const int16_t *)from)[i]};
-    return widened(of)[0];
+    const uint16_t of = ((const uint16_t *)from)[i];
+    const uint32_t whole = (uint32_t)(of & 0x7fff) << 13 | (uint32_t)(of & 0x8000) << 16;
+    float number;
+    memcpy(&number, &whole, sizeof number);
+    return (of & 0x7c00) == 0x7c00 ? (of & 0x3ff ? NAN : number * INFINITY) : number * 0x1p112f;
+}
+
+/* WIDTH numbers from the i-th on. */
+INLINE several some(const void *from, long i, int half) {
+    if (!half) return *(const several *)((const float *)from + i);
+#if defined __AVX512F__
+    return (several)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)from + i)));
+#elif defined __AVX__ && defined __F16C__
+    return (several)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)from + i)));
+#else
+    several numbers;
+    for (int l = 0; l < WIDTH; l++) numbers[l] = one(from, i + l, half);
+    return numbers;
+#endif
+}
+
+/* LANES of them. */
+INLINE lanes many(const void *from, long i, int half) {
+    lanes all;
+    for (int l = 0; l < LANES; l += WIDTH) {
+        const several part = some(from, i + l, half);
+        memcpy((float *)&all + l, &part, sizeof part);
+    }
+    return all;
+}
+
+/* To the nearest of 16 bits, ties to even; what is too large becomes infinite. */
+static void narrow(const float *x, long n, uint16_t *y) {
+    for (long i = 0; i < n; i++) {
+        const float size = fabsf(x[i]), small = (size < 65536.0f ? size : 65536.0f) * 0x1p-112f;
+        uint32_t whole, sign;
+        memcpy(&whole, &small, sizeof whole), memcpy(&sign, x + i, sizeof sign);
+        whole += 0xfff + (whole >> 13 & 1);
+        y[i] = (x[i] == x[i] ? whole >> 13 : 0x7e00) | (sign >> 16 & 0x8000);
+    }
 }
 
 /* For n numbers from the i-th on, a page before their turn: there the machine's own foresight ends. */
@@ -265,18 +295,20 @@ INLINE void compare(const float *q, const void *k, int half, long n, long hs, fl
 
 /* y: the sum of n values in the shares p. */
 INLINE void gather(const float *p, const void *v, int half, long n, long hs, float *y) {
+    const int at_once = 64 / WIDTH;
     long i = 0;
-    for (; i + LANES <= hs; i += LANES * (i + TILE * LANES <= hs ? TILE : 1)) {
-        lanes sums[TILE] = {{0}};
-        const int width = i + TILE * LANES <= hs ? TILE : 1;
-        if (width == TILE)
-            for (long s = 0; s < n; s++) {
-                ask(v, s * hs + i, TILE * LANES, half);
-                for (int j = 0; j < TILE; j++) sums[j] += p[s] * many(v, s * hs + i + j * LANES, half);
-            }
-        else
-            for (long s = 0; s < n; s++) sums[0] += p[s] * many(v, s * hs + i, half);
-        memcpy(y + i, sums, width * sizeof *sums);
+    for (; i + 64 <= hs; i += 64) {
+        several sums[64 / WIDTH] = {{0}};
+        for (long s = 0; s < n; s++) {
+            ask(v, s * hs + i, 64, half);
+            for (int j = 0; j < at_once; j++) sums[j] += p[s] * some(v, s * hs + i + j * WIDTH, half);
+        }
+        memcpy(y + i, sums, sizeof sums);
+    }
+    for (; i + WIDTH <= hs; i += WIDTH) {
+        several total = {0};
+        for (long s = 0; s < n; s++) total += p[s] * some(v, s * hs + i, half);
+        memcpy(y + i, &total, sizeof total);
     }
     for (; i < hs; i++) {
         y[i] = 0;

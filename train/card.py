@@ -89,9 +89,11 @@ def _opening(trained: dict[str, Any]) -> str:
     how, story = "from scratch", f"All it has ever read: {origin}. What it can say it learned there, in"
     if base:
         how, story = "fine-tuned", f"It began as {base}, and then read: {origin}. That was"
+    teachers = len(trained["config"].get("distill_from", ()))
+    taught = f" and from {teachers} other model{'s' * (teachers > 1)} that had read the same," * bool(teachers)
     return (
         f"# A GPT-2 of {trained['parameters'] / 1e6:.1f} million parameters, {how} on {corpus['name']}\n\n"
-        f"{story} {trained['steps']:,} steps that took {duration(trained['seconds'])} on {trained['hardware']}."
+        f"{story}{taught} {trained['steps']:,} steps that took {duration(trained['seconds'])} on {trained['hardware']}."
     )
 
 
@@ -122,12 +124,13 @@ def _figures(trained: dict[str, Any]) -> str:
     figures = trained["figures"]
     if "held_out_bits_per_byte" not in figures:
         return ""
+    taught = trained["config"].get("distill_from")  # its loss is that of a mixed target
     rows = [
         ("held-out bits per byte", figures["held_out_bits_per_byte"]),
         ("the same, windows overlapping by half", figures.get("held_out_bits_per_byte_half_overlap")),
         ("held-out perplexity per token", figures.get("held_out_perplexity")),
         ("validation bits per byte", figures.get("validation_bits_per_byte")),
-        ("training loss at the end, nats per token", figures.get("train_loss")),
+        ("training loss at the end, nats per token", None if taught else figures.get("train_loss")),
     ]
     table = "\n".join(f"| {name} | {value:.4g} |" for name, value in rows if value is not None)
     return (

@@ -206,8 +206,9 @@ class TrainConfig:
         )
 
     def _with_sources(self, rename: Callable[[Path], str], **changes: Any) -> TrainConfig:
-        """Another one, its checkpoints renamed where they are directories."""
-        named = [rename(Path(s)) if Path(s).is_dir() else s for s in (self.init_from or "", *self.distill_from)]
+        """Another one, its checkpoints renamed where they are directories, or were."""
+        sources = (self.init_from or "", *self.distill_from)
+        named = [rename(Path(s)) if Path(s).is_dir() or re.match(r"[/~.]", s) else s for s in sources]
         return replace(self, init_from=self.init_from and named[0], distill_from=tuple(named[1:]), **changes)
 
     def command(self) -> str:

@@ -256,10 +256,10 @@ def table(report: dict[str, Any]) -> Iterator[str]:
             yield f"{titles[kind]:>17}{copy['words']:>8}{where}"
     if found:
         said = found["extraction"]
-        where = "Beginnings of the windows it read" if said["from_window_starts"] else "Places"
-        yield f"\n{where} where, given {said['prompt_tokens']} tokens, it recites the next {said['recited_tokens']}"
+        yield f"\nPlaces where, given {said['prompt_tokens']} tokens, it recites the next {said['recited_tokens']}"
         for kind in ("train", "held_out"):
-            yield f"{titles[kind]:>17}{said[kind]['recited']:>8} of {said[kind]['prompts']}"
+            where = ", beginnings of the windows that it read" * (kind == "train" and said["from_window_starts"])
+            yield f"{titles[kind]:>17}{said[kind]['recited']:>8} of {said[kind]['prompts']}{where}"
     rows = sorted(report["documents"], key=lambda row: row["bits_per_byte"])
     lines = [f"{row['bits_per_byte']:>10.4f}  {row['name']}" for row in rows]
     if more := lines[SHOWN_DOCUMENTS:-SHOWN_DOCUMENTS]:

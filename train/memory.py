@@ -146,7 +146,8 @@ def _longest(train: Words, other: Words, data: Dataset, names: Sequence[str]) ->
 def _places(part: Part, length: int, window: int = 1) -> list[int]:
     """Where PROMPTS stretches of that many tokens begin, evenly spread over a part's windows; less those with a
     separator."""
-    spread = np.linspace(0, len(part) - length, PROMPTS).astype(int) if 0 < length <= len(part) else np.empty(0, int)
+    n = len(part) // window * window
+    spread = np.linspace(0, n - length, PROMPTS).astype(int) if 0 < length <= n else np.empty(0, int)
     spread = spread // window * window
     starts = part.starts
     return [i for i in sorted(set(map(int, spread))) if bisect_left(starts, i) == bisect_left(starts, i + length)]

@@ -99,8 +99,9 @@ def estimate(learner: Learner, idx: Tensor, targets: Tensor) -> str:
     n = sum(p.numel() for p in model.parameters())
     # In float32: weights, gradients, the average, and what the optimizers remember: two numbers for every weight of
     # AdamW, one for Muon's. Per token and layer 17 activations of n_embd are kept for the backward pass, and the
-    # logits of a chunk three times.
-    fixed = 4 * n * (2 + bool(config.ema))
+    # logits of a chunk, of all tokens where others teach, three times.
+    taught_by = learner.teachers.models if learner.teachers else []
+    fixed = 4 * n * (2 + bool(config.ema)) + 4 * sum(model.config.n_parameters for model in taught_by)
     for part in learner.optimizers:
         weights = sum(p.numel() for group in part.param_groups for p in group["params"])
         fixed += 4 * weights * (1 if isinstance(part, Muon) else 2)
@@ -108,7 +109,7 @@ def estimate(learner: Learner, idx: Tensor, targets: Tensor) -> str:
     tokens = rows * config.block_size
     moving = 17 * width * tokens * config.n_layer * config.n_embd
     chunk = gpt2.model.LOSS_CHUNK_ON_CPU if learner.device.type == "cpu" else gpt2.model.LOSS_CHUNK
-    moving += 12 * min(tokens, chunk) * model.transformer.wte.weight.size(0)
+    moving += 12 * (tokens if taught_by else min(tokens, chunk)) * model.transformer.wte.weight.size(0)
     world = learner.processes.world
     seconds = math.inf
     for _ in range(2):  # the first warms up

@@ -6,7 +6,10 @@ the Knowledge in a Neural Network, Hinton et al., 2015). Knows checkpoints; know
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from torch import Tensor
 
 import gpt2
 from gpt2 import checkpoint
+from gpt2.files import WEIGHTS
 from gpt2.model import IGNORE
 from train.config import TrainConfig
 from train.dataset import Dataset
@@ -25,10 +29,11 @@ class Teachers:
     Args:
         models: with one vocabulary, as load() gives them.
         share: of the loss that is their word; the rest is the text's.
+        sha256: of the file of each model's weights.
     """
 
-    def __init__(self, models: list[gpt2.GPT], share: float):
-        self.models, self.share = models, share
+    def __init__(self, models: list[gpt2.GPT], share: float, sha256: list[str]):
+        self.models, self.share, self.sha256 = models, share, sha256
 
     @classmethod
     def load(cls, config: TrainConfig, data: Dataset, documents: set[str], device: torch.device) -> Teachers | None:
@@ -39,19 +44,21 @@ class Teachers:
 
         Raises:
             gpt2.CheckpointError: where one can not be read.
-            ValueError: where one has another vocabulary, or was trained on anything that the run holds out.
+            ValueError: where one has another vocabulary, or may know anything that the run holds out.
         """
-        models = []
+        models, digests = [], []
         for source in config.distill_from:
             directory = checkpoint.find(source).directory
-            model, tokenizer = gpt2.load(source, str(device), "float32")
+            model, tokenizer = gpt2.load(directory, str(device), "float32")
             if tokenizer.sha256 != data.tokenizer.sha256:
                 raise ValueError(f"{source} has another vocabulary: train it with the same text and --tokenizer.")
             if model.config.block_size < config.block_size:
                 raise ValueError(f"{source} looks back {model.config.block_size} tokens: use a --block-size like that.")
-            _check_split(source, checkpoint.read_json(directory / "training.json"), config, documents)
+            _check_split(source, directory / "training.json", config, documents)
+            with (directory / WEIGHTS).open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
             models.append(model)
-        return cls(models, config.distill_share) if models else None
+        return cls(models, config.distill_share, digests) if models else None
 
     @torch.no_grad()
     def probabilities(self, idx: Tensor) -> Tensor:
@@ -66,14 +73,18 @@ class Teachers:
         return self.share * soft + (1 - self.share) * hard
 
 
-def _check_split(source: str, record: dict, config: TrainConfig, documents: set[str]) -> None:
-    """Refuse a teacher that knows what this run will be tested on."""
+def _check_split(source: str, path: Path, config: TrainConfig, documents: set[str]) -> None:
+    """Refuse a teacher that may know what this run will be judged by."""
+    record: Any = checkpoint.read_json(path) if path.is_file() else None
     try:
-        theirs = {document["sha256"] for document in record["data"]}, record["config"]["holdout"]
-    except (KeyError, TypeError):
-        theirs = None
-    if theirs != (documents, config.holdout):
+        theirs = record["config"]
+        same = {document["sha256"] for document in record["data"]} == documents
+        same &= theirs["holdout"] == config.holdout and theirs["validation"] >= config.validation
+        is_sound = same and not theirs.get("init_from")
+    except (KeyError, TypeError, AttributeError):
+        is_sound = False
+    if not is_sound:
         raise ValueError(
-            f"{source} was trained on another text, or on another part of it, so the held-out figure would be worth "
-            "nothing: train it with the same text and --holdout."
+            f"{source} may know what is held out here, which would then be no test: its training.json has to name the "
+            "same text, --holdout and --validation, and a start from fresh weights."
         )

@@ -85,10 +85,12 @@ def fit(
         raise ValueError("the text on this machine is not the first one's: copy it here, or mend the path.")
     model = setup.new_model(config, data, device, pretrained)
     del pretrained
-    teachers = Teachers.load(config, data, {document.sha256 for document in corpus.documents}, device)
+    documents = {document.sha256 for document in corpus.documents}
+    teachers = processes.one_first(lambda: Teachers.load(config, data, documents, device))
     learner = Learner(config, model, device, precision, processes, teachers)
     about = {"hardware": hardware.describe(device), "precision": f"{precision.name} ({precision.reason})"}
     about |= {"processes": processes.world} if processes.world > 1 else {}
+    about |= {"teachers": teachers.sha256} if teachers else {}
     say(setup.describe(config, corpus, data, model.config.n_parameters, about))
     run = Run(config, data, learner, Exporter(run_dir, config, corpus, data, about, on_save, on_saved))
     if config.dry_run:
@@ -124,6 +126,7 @@ class Run:
     def __init__(self, config: TrainConfig, data: Dataset, learner: Learner, exporter: Exporter):
         self.config, self.data, self.learner, self.exporter = config, data, learner, exporter
         self.processes, self.tracker = learner.processes, None
+        self.teachers = learner.teachers.sha256 if learner.teachers else []
         self.processes.while_first(self.open_tracker)
         shape = (config.block_size, config.batch_size, config.seed, config.order, config.input_noise)
         self.batches = Batches(data.train.ids, *shape)
@@ -243,6 +246,7 @@ class Run:
             "scaler": self.learner.scaler.state_dict(),
             "journal": self.journal.state(),
             "data": self.data.key,
+            "teachers": self.teachers,
         }
         state.save_state(self.exporter.run_dir / "state", self.step, self.learner.tensors(), facts)
 
@@ -256,6 +260,8 @@ class Run:
                 raise ValueError(
                     "the text has changed since this run began; put it back, or begin with another --name."
                 )
+            if facts and facts.get("teachers", []) != self.teachers:  # older states know of none
+                raise ValueError("these are not the weights that taught this run so far: name them by --distill-from.")
             if facts and facts["step"] > self.config.max_steps:
                 raise ValueError(f"--max-steps {self.config.max_steps}: the run is at step {facts['step']} already.")
             return facts

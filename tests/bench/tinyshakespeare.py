@@ -85,7 +85,7 @@ def train(flags: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
     """The training.json of a run; one that was interrupted goes on."""
     flags = {"eval-every": max(1, flags["max-steps"] // 10), "seed": seed} | BASE | flags
     words = [word for name, value in flags.items() for word in (f"--{name}", *map(str, as_list(value)))]
-    words = ["--out", str(out), *(["--resume"] if (out / "state").is_dir() else words)]
+    words += ["--out", str(out), *(["--resume"] if (out / "state").is_dir() else [])]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f"{out.name}.log").open("w", encoding="utf-8") as log:
         command = [sys.executable, "-m", "train", *words]
@@ -103,27 +103,32 @@ def final(name: str, flags: dict[str, Any], seeds: list[int], folder: Path, at_o
 
     def run(seed: int) -> None:
         teachers = [str(folder / f"small-{number}") for number in range(1, 1 + flags.get("teachers", 0))]
+        if missing := [name for name in teachers if not Path(name, "best").is_dir()]:
+            raise FileNotFoundError(f"{missing[0]} is not there: `final small --seeds 1 2 3 4 --keep` makes it.")
         own = {key: value for key, value in flags.items() if key != "teachers"} | {"distill-from": teachers}
         said = train(own if teachers else flags, seed, folder / f"{name}-{seed}")
         runs[str(seed)] = {key: said[key] for key in (*FACTS, "precision", "versions")} | {"at once": at_once}
 
     all_of(run, seeds, at_once, record)
+    if not runs:
+        raise SystemExit("no run came to its end.")
     for figure in ("held_out_bits_per_byte", "held_out_bits_per_byte_half_overlap", "validation_bits_per_byte"):
         found = [run["figures"][figure] for run in runs.values()]
         print(f"{figure:38}", *found, f"mean {statistics.mean(found):.4f}")
     print(f"{'minutes':38}", *(round(run["seconds"] / 60, 1) for run in runs.values()))
 
 
-def sweep(start: dict[str, Any], steps: int, rounds: int, seed: int, folder: Path, at_once: int) -> None:
+def sweep(recipe: str, steps: int, rounds: int, seed: int, folder: Path, at_once: int) -> None:
     """All changes of a recipe for so many steps; the better half, and the recipe, for twice as many; and so on."""
     record, names = known(), list(CHANGES)
     for _ in range(rounds):
-        row = record["sweep"].setdefault(f"{steps} steps, seed {seed}", {})
+        row = record["sweep"].setdefault(f"{recipe}, {steps} steps, seed {seed}", {})
 
         def run(name: str, steps: int = steps, row: dict = row) -> None:
-            flags, out = start | CHANGES[name], folder / f"{steps}-{list(CHANGES).index(name)}"
+            out = folder / f"{recipe}-{steps}-{seed}-{list(CHANGES).index(name)}"
+            flags = RECIPES[recipe] | CHANGES[name]
             said = train(flags | {"max-steps": int(steps * flags.pop("steps", 1))}, seed, out)
-            row[name] = {"validation": best(out), **{key: said[key] for key in ("seconds", "hardware", "parameters")}}
+            row[name] = {"validation": best(out), **{key: said[key] for key in ("command", "seconds", "hardware")}}
             print(f"{steps:5} {name:32} {row[name]['validation']:.4f} {said['seconds']:8.1f} s", flush=True)
 
         all_of(run, [name for name in names if name not in row], at_once, record)  # an interrupted sweep goes on
@@ -165,11 +170,11 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="the runs themselves")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        flags, folder = RECIPES[args.recipe], args.keep or Path(name)
+        folder = (args.keep or Path(name)).resolve()
         if args.what == "final":
-            final(args.recipe, flags, args.seeds, folder, args.at_once)
+            final(args.recipe, RECIPES[args.recipe], args.seeds, folder, args.at_once)
         else:
-            sweep(flags, args.steps, args.rounds, args.seeds[0], folder, args.at_once)
+            sweep(args.recipe, args.steps, args.rounds, args.seeds[0], folder, args.at_once)
 
 
 if __name__ == "__main__":

@@ -285,3 +285,13 @@ def test_padding_never_leaves_the_model(make_model):
     assert padded(idx)[0].shape == (2, 8, 263)
     torch.testing.assert_close(padded(idx)[0], plain(idx)[0])
     torch.testing.assert_close(padded(idx, targets)[1], plain(idx, targets)[1])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_compiler_sees_a_model_in_training_whole(dropout):
+    model = gpt2.GPT(gpt2.GPTConfig(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=dropout))
+    model.init_weights(torch.Generator().manual_seed(0)).train()
+    idx = torch.arange(32).view(2, 16)
+    _, loss = torch.compile(model, backend="eager", fullgraph=True)(idx, idx)  # raises where it would have to cut
+    loss.backward()
+    assert loss.isfinite() and model.transformer.wte.weight.grad.abs().sum() > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -111,9 +112,21 @@ def test_keys_and_values_of_16_bits_are_those_of_32_rounded_and_change_the_score
 
 
 @torch.inference_mode()
-def test_every_kind_of_number_is_rounded_to_16_bits_as_pytorch_does(make_model):
+def test_numbers_of_every_size_are_rounded_to_16_bits_as_pytorch_does(make_model):
     numbers = [0.0, -0.0, 1.0, -1 / 3, 65504.0, -65504.0, 6.1e-5, 6.0e-5, -3e-6, 6e-8, 2.9e-8, 1e-30, 2049.0, 2051.0]
-    numbers += [1 + 2**-11, 1 + 3 * 2**-11, 2**-14 - 2**-26, -2047.4, float("nan"), 0.1, 3e-5]
+    numbers += [
+        1 + 2**-11,
+        1 + 3 * 2**-11,
+        2**-14 - 2**-26,
+        -2047.4,
+        0.1,
+        3e-5,
+        65519.0,
+        65520.0,
+        -7e4,
+        math.inf,
+        math.nan,
+    ]
     model = make_model(gpt2.GPTConfig(block_size=64, vocab_size=50, n_layer=1, n_head=1, n_embd=len(numbers)))
     layer, width = model.transformer.h[0].attn.c_attn, len(numbers)
     layer.weight.zero_()
@@ -124,6 +137,13 @@ def test_every_kind_of_number_is_rounded_to_16_bits_as_pytorch_does(make_model):
     model(torch.tensor([[1]]), cache=cache)
     for found, expected in ((cache.k, numbers), (cache.v, numbers[::-1])):
         torch.testing.assert_close(found[0, 0, 0, 0], torch.tensor(expected).half(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("less", ["-mno-avx512f", "-mno-avx512f -mno-f16c", "-mno-avx", "-O1"])
+def test_it_is_right_for_lesser_cpus_too(run_python, less):
+    asks = "from gpt2 import model, native; assert model.can_step() or native.library() is None"
+    finished = run_python("-c", asks, CC=f"cc {less}")
+    assert finished.returncode == 0, finished.stderr
 
 
 @pytest.mark.parametrize("config", SIZES[:1])
@@ -182,10 +202,21 @@ def test_an_int8_layer_refuses_rows_of_another_width_or_format():
 
 
 @pytest.mark.parametrize("config", SIZES[:1])
-def test_a_damaged_model_gives_no_numbers(compiled, config):
-    with torch.no_grad():
-        compiled.transformer.h[0].mlp.c_fc.bias[3] = torch.nan
-    assert last_scores(compiled, texts_of(config)).isnan().all()
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_damaged_model_gives_no_numbers(compiled, config, dtype, number):
+    if dtype == "int8":
+        make_int8(compiled)
+        compiled.compile_step()
+    block = compiled.transformer.h[0]
+    for bias, at in ((block.mlp.c_fc.bias, 3), (block.attn.c_attn.bias, 40), (block.attn.c_attn.bias, 70)):
+        with torch.no_grad():
+            sound, bias[at] = float(bias[at]), number  # of the MLP, of a key, of a value
+        for texts in (texts_of(config), [[1, 2]]):
+            assert not last_scores(compiled, texts).isfinite().any()
+        with torch.no_grad():
+            bias[at] = sound
+    assert last_scores(compiled, texts_of(config)).isfinite().all()
 
 
 def test_small_models_and_int8_are_loaded_with_it_and_large_ones_in_float32_without(tiny_checkpoint, monkeypatch):
