@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 
 import pytest
 import torch
 
 import gpt2
+from train.__main__ import parse
+from train.config import TrainConfig
 from train.corpus import open_corpus
 
 transformers = pytest.importorskip("transformers")
@@ -72,8 +75,10 @@ def test_the_held_out_figure_is_true_when_measured_by_other_means(trained, their
 def test_the_record_names_the_texts_it_was_trained_on(trained):
     documents = open_corpus((), "plays").documents
     assert {d["sha256"] for d in trained["data"]} == {document.sha256 for document in documents}
-    assert trained["command"] == "python -m train --preset mini"
-    assert 0 < trained["seconds"] < 3600
+    words = shlex.split(trained["command"])
+    assert words[:3] == ["python", "-m", "train"]
+    assert parse(words[3:]) == TrainConfig.from_json(trained["config"])  # it would repeat the run
+    assert trained["seconds"] > 0 < trained["steps"] == trained["run_steps"]
 
 
 def test_its_overlap_file_knows_what_was_trained_on_and_as_much_of_the_held_out_text_as_is_claimed(trained):

@@ -254,8 +254,11 @@ RESUMABLE = ("resume", "dry_run", "max_steps", "micro_batch", "device", "compile
 
 # fmt: off
 PRESETS: dict[str, TrainConfig] = {
-    # The bundled checkpoint's recipe: 8 million parameters, half an hour to an hour on two CPU cores.
-    "mini": TrainConfig(preset="mini", max_steps=1800, eval_every=150, dropout=0.05, store="float16"),
+    # The bundled checkpoint's recipe (with 4,600 steps): 8 million parameters, 20 minutes to an hour on two CPU cores.
+    "mini": TrainConfig(
+        preset="mini", max_steps=1800, eval_every=150, optimizer="muon", schedule="wsd", cooldown=0.4, ema=0.998,
+        dropout=0.1, weight_decay=0.3, store="float16",
+    ),
     # Seconds: to see everything work once.
     "tiny": TrainConfig(
         preset="tiny", tokenizer="bpe:512", n_layer=2, n_head=2, n_embd=64, block_size=64, dropout=0.0,

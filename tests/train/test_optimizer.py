@@ -10,7 +10,7 @@ import torch
 
 import gpt2
 from train import optimizer
-from train.config import preset
+from train.config import TrainConfig, preset
 
 
 def test_matrices_and_embeddings_decay_and_nothing_else_does():
@@ -47,7 +47,7 @@ def test_setting_the_rate_reaches_every_group():
 
 
 def test_the_rate_never_exceeds_its_highest_and_reaches_its_end():
-    config = replace(preset("mini"), learning_rate=1e-5, max_steps=50)  # below mini's lowest, within its warm-up
+    config = TrainConfig(learning_rate=1e-5, max_steps=50)  # below its lowest, within its warm-up
     rates = [optimizer.learning_rate(step, config) for step in range(51)]
     assert max(rates) == 1e-5
     assert rates[24] == 1e-5 and rates[50] == 1e-5
