@@ -145,6 +145,12 @@ class Tokenizer:
             (directory / name).write_text(content, encoding="utf-8", newline="\n")
 
     @property
+    def origins(self) -> list[tuple[int, int]]:
+        """Of every id, the two that it was merged from; (-1, -1) of those that were not."""
+        parts = {self._ids[left + right]: (self._ids[left], self._ids[right]) for left, right in self.merges}
+        return [parts.get(idx, (-1, -1)) for idx in range(self.vocab_size)]
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, <|endoftext|> included."""
         return len(self._ids) + 1

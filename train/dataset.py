@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -112,11 +112,25 @@ class Batches:
         block_size: T.
         batch_size: B, sequences in one step.
         input_noise: share of the input tokens that are replaced by others of the text, drawn as often as they occur.
+        bpe_dropout: share of the tokens that are taken apart, of what they become too (after BPE-Dropout, Provilkov et
+            al., 2020, who forget merges while they make the tokens).
+        origins: of every id, the two that it was merged from, or -1.
     """
 
-    def __init__(self, ids: Tensor, block_size: int, batch_size: int, seed: int, order: str, input_noise: float = 0.0):
+    def __init__(
+        self,
+        ids: Tensor,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        order: str,
+        input_noise: float = 0.0,
+        bpe_dropout: float = 0.0,
+        origins: Sequence[tuple[int, int]] = (),
+    ):
         self.ids, self.block_size, self.batch_size, self.seed, self.order = ids, block_size, batch_size, seed, order
-        self.input_noise = input_noise
+        self.input_noise, self.bpe_dropout = input_noise, bpe_dropout
+        self.parts = torch.tensor(origins)  # (V, 2)
         n = ids.numel()
         # Windows of an epoch. Shuffled leaves room for the offset; sequential uses every full window, and where
         # the text ends with the last window, its last token has no target.
@@ -139,12 +153,27 @@ class Batches:
         positions = torch.randint(self.ids.numel(), (int(replaced.sum()),), generator=generator)
         idx[replaced] = self.ids[positions].long()
 
+    def _taken_apart(self, window: Tensor, seed: str) -> Tensor:
+        """Some of the tokens in pieces, (T + 1,) as before."""
+        generator, n = _generator(seed), len(window)
+        new = torch.ones(n, dtype=torch.bool)  # what may be taken apart yet
+        while new.any():
+            new &= (torch.rand(n, generator=generator) < self.bpe_dropout) & (self.parts[window, 0] >= 0)
+            times = 1 + new.long()
+            at = (times.cumsum(0) - times)[new]  # where the pieces go
+            pieces, window = self.parts[window[new]], window.repeat_interleave(times)
+            window[at], window[at + 1] = pieces.unbind(1)
+            window, new = window[:n], new.repeat_interleave(times)[:n]
+        return window
+
     def _window(self, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         start = number * self.block_size
         if self.order == "shuffled":
             offset, permutation = _epoch(self.seed, epoch, self.windows, self.ids.numel() - 1, self.block_size)
             start = offset + int(permutation[number]) * self.block_size
         window = self.ids[start : start + self.block_size + 1].long()
+        if self.bpe_dropout:
+            window = self._taken_apart(window, f"{self.seed}/bpe/{epoch}/{number}")
         targets = torch.full((self.block_size,), IGNORE)
         targets[: window.numel() - 1] = window[1:]
         return window[: self.block_size], targets  # (T,), (T,)

@@ -461,3 +461,20 @@ def test_the_seed_preset_reads_twenty_batches_and_never_the_tail():
     assert batches.at(0)[0].flatten().tolist() == whole[: 16 * 1024]
     assert batches.at(20)[0].equal(batches.at(0)[0])
     assert data.tokenizer.decode(whole[-10_345:]) == text_of(data, data.holdout)
+
+
+def test_a_share_of_the_tokens_is_taken_apart_and_still_says_the_same(corpus, config):
+    data = prepare(corpus, config)
+    text = data.tokenizer.decode(data.train.ids.tolist())
+    shape, origins = (32, 8, 1, "shuffled"), data.tokenizer.origins
+    some, all_of_it, none = (Batches(data.train.ids, *shape, bpe_dropout=p, origins=origins) for p in (0.2, 0.999, 0.0))
+    whole, _ = none.at(3)
+    for batches, low, high in ((some, 0.05, 0.4), (all_of_it, 0.95, 1.0)):
+        idx, targets = batches.at(3)
+        assert idx.shape == targets.shape == (8, 32)
+        assert torch.equal(idx[:, 1:], targets[:, :-1]) and torch.equal(idx, batches.at(3)[0])
+        for row, before in zip(idx.tolist(), whole.tolist(), strict=True):
+            written, original = data.tokenizer.decode(row), data.tokenizer.decode(before)
+            assert original.startswith(written) and written in text  # nothing but its end is missing
+        was, is_now = (float((torch.tensor(origins)[rows, 0] >= 0).double().mean()) for rows in (whole, idx))
+        assert low < 1 - is_now / was < high
