@@ -134,8 +134,6 @@ def test_samples_take_places_too_and_who_waits_for_one_is_told_so(open_page, cli
     first, second = open_page(), open_page()
     first.get_by_text("More", exact=True).click()
     number(first, "Samples", 4)
-    slider = first.locator("#samples input[type=range]")
-    wait(first, lambda: slider.input_value() == "4")  # has arrived: on a busy machine a moment later
     first.wait_for_timeout(500)
     with crowd(client, app.SLOTS - 2):
         for page, said in ((first, "The next sample is number 1 in the queue."), (second, "you are number 3 in the")):

@@ -112,7 +112,16 @@ def room(page, name: str) -> None:
 
 
 def number(page, label: str, value) -> None:
-    """Set the one visible slider of that name."""
+    """Set the one visible slider of that name, and see that it has moved: what is typed while Gradio still builds it is
+    lost."""
     box = page.get_by_label(f"number input for {label}").locator("visible=true")
-    box.fill(str(value))
-    box.blur()
+    slider = page.get_by_label(f"range slider for {label}").locator("visible=true")
+
+    def has_moved() -> bool:
+        if float(slider.input_value()) != value:
+            box.fill(str(value))
+            box.blur()
+            page.wait_for_timeout(200)
+        return float(slider.input_value()) == value
+
+    wait(page, has_moved)
