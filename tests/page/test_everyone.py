@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.page.visit import INJECTIONS, begin, generate, room, sheet, status, wait
+from tests.page.visit import INJECTIONS, begin, generate, open_more, room, sheet, status, wait
 
 ROOMS = ["Write", "Look inside", "Training", "Compare"]
 
@@ -14,7 +14,7 @@ def fill(page, name: str) -> None:
     """Go to a room and let it show all it has."""
     room(page, name)
     if name == "Write":
-        page.get_by_text("More", exact=True).click()
+        open_more(page)
         page.get_by_text("Share it, use it from code", exact=True).click()
         wait(page, lambda: "seed=" in page.locator("#link textarea").input_value())
     elif name == "Look inside":

@@ -16,7 +16,7 @@ from page import inside
 from page.share import settings_of
 from page.writing import Sample, news, write
 from tests.page.conftest import TRAINED_ON
-from tests.page.visit import INJECTIONS, begin, generate, number, room, sheet, status, wait
+from tests.page.visit import INJECTIONS, begin, generate, number, open_more, room, sheet, status, wait
 
 PARAMS = gpt2.SamplingParams(max_new_tokens=12, temperature=0.9, top_k=30, top_p=0.9, seed=5)
 
@@ -231,7 +231,7 @@ def test_what_a_visitor_scores_is_shown_and_never_run(open_page):
 @pytest.mark.browser
 def test_each_sample_can_be_looked_into(open_page):
     page = open_page()
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     number(page, "Samples", 2)
     page.get_by_label("Seed", exact=True).fill("41")
     begin(page, max_tokens=30)

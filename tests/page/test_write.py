@@ -12,7 +12,7 @@ import pytest
 import app
 from page import desk
 from page.writing import PRESETS, SAMPLES, SETTINGS
-from tests.page.visit import INJECTIONS, begin, generate, number, serve, sheet, status, wait
+from tests.page.visit import INJECTIONS, begin, generate, number, open_more, serve, sheet, status, wait
 
 
 @pytest.mark.browser
@@ -51,7 +51,7 @@ def test_the_seed_in_the_status_line_repeats_the_text(open_page):
     page.keyboard.press("Control+Enter")
     wait(page, lambda: "Seed" in status(page))
     first, seed = sheet(page), status(page).split("Seed ")[1].split(":")[0]
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     page.get_by_label("Seed").fill(seed)
     begin(page, prompt="JULIET:", max_tokens=40)
     page.keyboard.press("Control+Enter")
@@ -132,7 +132,7 @@ def test_who_has_to_wait_is_told_the_place_in_the_queue_and_may_leave_it(open_pa
 @pytest.mark.browser
 def test_samples_take_places_too_and_who_waits_for_one_is_told_so(open_page, client):
     first, second = open_page(), open_page()
-    first.get_by_text("More", exact=True).click()
+    open_more(first)
     number(first, "Samples", 4)
     first.wait_for_timeout(500)
     with crowd(client, app.SLOTS - 2):
@@ -163,7 +163,7 @@ def test_two_visitors_are_written_for_at_the_same_time(open_page):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_screen(open_page, width):
     page = open_page(width)
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     begin(page, prompt="endless" * 50, max_tokens=300)
     page.keyboard.press("Control+Enter")
     wait(page, lambda: status(page).startswith("300 tokens"))
@@ -200,7 +200,7 @@ def test_with_nothing_written_the_other_buttons_say_so(open_page):
 @pytest.mark.browser
 def test_several_samples_stand_side_by_side_each_with_its_seed(open_page):
     page = open_page()
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     number(page, "Samples", 3)
     page.get_by_label("Seed", exact=True).fill("41")
     begin(page, max_tokens=30)
@@ -216,7 +216,7 @@ def test_several_samples_stand_side_by_side_each_with_its_seed(open_page):
 @pytest.mark.browser
 def test_a_preset_sets_the_sliders_at_once_and_a_slider_leaves_the_preset(open_page):
     page = open_page()
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     temperature = page.get_by_label("number input for Temperature").locator("visible=true")
     for name, values in PRESETS.items():
         page.get_by_label(name).check()
@@ -236,7 +236,7 @@ def test_the_first_settings_are_in_view_and_the_others_under_more_each_with_a_li
         }
 
     assert in_view() == {"max_new_tokens", "top_k"}
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     wait(page, lambda: in_view() == {s.name for s in (*SETTINGS, SAMPLES)})
     for setting in (*SETTINGS, SAMPLES):
         assert setting.info and setting.info in page.locator(f"#{setting.name}.block").first.text_content()
@@ -289,7 +289,7 @@ def test_a_slider_that_was_hidden_when_it_was_set_goes_back_to_its_usual_value_t
         page.locator("#restored p").wait_for()
     else:
         page.get_by_label("Wild").check()
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     temperature = page.get_by_label("number input for Temperature").locator("visible=true")
     wait(page, lambda: temperature.input_value() == ("0.4" if query else str(PRESETS["Wild"]["temperature"])))
     page.locator("#temperature").get_by_label("Reset").click()
@@ -302,7 +302,7 @@ def test_a_slider_that_was_hidden_when_it_was_set_goes_back_to_its_usual_value_t
 def test_the_seed_of_a_text_can_be_kept(open_page):
     page = open_page()
     first = generate(page)
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     page.get_by_role("button", name="Keep the seed").click()
     wait(page, lambda: page.get_by_label("Seed", exact=True).input_value() in status(page))
     generate(page, "JULIET:")
@@ -329,7 +329,7 @@ def test_nothing_on_the_page_moves_while_the_text_grows(open_page, width):
 @pytest.mark.browser
 def test_a_link_opens_the_same_request_in_another_tab_and_starts_nothing(open_page):
     page = open_page()
-    page.get_by_text("More", exact=True).click()
+    open_more(page)
     number(page, "Temperature", 0.8)
     first = generate(page, INJECTIONS)
     page.get_by_text("Share it, use it from code", exact=True).click()

@@ -111,6 +111,12 @@ def room(page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
+def open_more(page) -> None:
+    """Show the settings that are folded away, and let Gradio finish them: what is typed before is lost."""
+    page.get_by_text("More", exact=True).click()
+    page.wait_for_timeout(500)
+
+
 def number(page, label: str, value) -> None:
     """Set the one visible slider of that name, and see that it has moved: what is typed while Gradio still builds it is
     lost."""
