@@ -11,7 +11,7 @@ import atexit
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gpt2.cache import KVCache
 from gpt2.model import GPT
+from gpt2.prefixes import Prefixes
 from gpt2.sampler import CHUNK, Draft, Outcome, SamplingParams, prompt_ids
 from gpt2.tokenizer import TextStream, Tokenizer
 
@@ -141,7 +142,7 @@ class Engine:
         self._writing: list[_Job] = []  # the job of each row of the cache
         self._cache = self.model.new_cache(max_batch)
         self._cache.pos = []
-        self._prefixes = _Prefixes(prefix_bytes)
+        self._prefixes = Prefixes(prefix_bytes)
         mine, ready = torch.get_num_threads(), threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(threads or mine, ready), name="gpt2-engine", daemon=True
@@ -326,27 +327,3 @@ class Engine:
             for job in jobs:
                 if job in self._reading or job in self._writing:
                     self._leave(job, error)
-
-
-class _Prefixes:
-    """Keys, values and last scores of chunks that were read, found by all the ids up to their end. Those that nobody
-    asked for the longest go when it takes more than max_bytes."""
-
-    def __init__(self, max_bytes: int):
-        self.free = max_bytes
-        self.known: OrderedDict[tuple[int, ...], tuple[Tensor, ...]] = OrderedDict()
-
-    def get(self, ids: tuple[int, ...]) -> tuple[Tensor, ...] | None:
-        if ids in self.known:
-            self.known.move_to_end(ids)
-        return self.known.get(ids)
-
-    def put(self, ids: tuple[int, ...], *tensors: Tensor) -> None:
-        self.known[ids] = tensors
-        self.free -= _bytes(tensors)
-        while self.free < 0:
-            self.free += _bytes(self.known.popitem(last=False)[1])
-
-
-def _bytes(tensors: tuple[Tensor, ...]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -20,7 +20,7 @@ FLOORS = {
         {"sampler", "checkpoint"},
         {"model", "tokenizer", "quantize", "overlap", "hub"},
         {"linear", "native"},
-        {"cache", "config", "device", "dropout", "files", "patience"},
+        {"cache", "config", "device", "dropout", "files", "patience", "prefixes"},
     ],
     "train": [
         {"__main__"},

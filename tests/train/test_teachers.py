@@ -98,7 +98,7 @@ def test_a_taught_run_says_who_taught_it_and_goes_on_with_nobody_else(tmp_path, 
     assert "Going on from step 20." in said
 
 
-def test_a_dry_run_counts_the_teachers(tmp_path, corpus, config, capsys):
+def test_a_dry_run_with_a_teacher_trains_nothing(tmp_path, corpus, config):
     fit(config, corpus, tmp_path / "teacher", say=lambda _: None)
     said = []
     taught = replace(config, dry_run=True, distill_from=(str(tmp_path / "teacher"),))
