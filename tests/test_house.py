@@ -226,6 +226,15 @@ def test_the_house_stays_small():
     assert sum(lines.values()) < MAX_LINES, sorted(lines.items(), key=lambda item: -item[1])
 
 
+@pytest.mark.parametrize("path", HOUSE, ids=name_of)
+def test_nothing_is_read_that_could_be_a_program(path):
+    """SECURITY.md says so of PyTorch's open advisories: they are all of ways to read such files."""
+    nodes = list(ast.walk(parse(path)))
+    names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute)} | imports(path)
+    assert not names & {"torch.load", "torch.jit.load", "torch.export.load", "torch.package", "eval", "exec"}
+    assert not {name.split(".")[0] for name in names} & {"pickle", "marshal", "shelve"}
+
+
 @pytest.mark.parametrize("path", EVERYTHING, ids=name_of)
 def test_text_is_opened_in_a_named_encoding(path):
     assert calls_that_guess_an_encoding(parse(path)) == []

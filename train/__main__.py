@@ -73,7 +73,7 @@ def check_new(directory: Path) -> None:
     found = {path.name for path in directory.iterdir() if path.suffix != ".tmp"} if directory.is_dir() else set()
     if not state.states(directory / "state"):
         found -= {"state"}
-    if (directory.exists() and not directory.is_dir()) or found - {RUN, *FILES}:
+    if (directory.exists() and not directory.is_dir()) or found - {RUN, state.LOCK, *FILES}:
         raise ValueError(
             f"{directory} exists already and is never overwritten: go on with it by --resume, or choose another --name."
         )

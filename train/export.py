@@ -51,7 +51,6 @@ class Exporter:
 
     def take_up(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The newest whole state of the run directory; where there is none it is begun, and says what it is."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
         for directory in (self.run_dir, self.run_dir / "state"):
             state.sweep(directory)
         if found := state.load_state(self.run_dir / "state"):

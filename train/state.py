@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt2.checkpoint import write_tensors
 
 KEPT_STATES = 2  # the newest, and the one before it in case a disk loses the newest
+LOCK = ".lock"  # in a run's directory: held by the process that writes there, let go by its end, whatever that is
 
 
 @contextmanager
@@ -60,6 +62,29 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file in one step."""
     with staged_file(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """No other training writes to the directory for as long as the block lasts.
+
+    Raises:
+        ValueError: where one does.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another training is writing to {directory}: let it end, stop it, or choose another --name."
+        ) from None
+    except (NotImplementedError, OSError):
+        pass  # a disk without locks can still be written to, and one that can not will say so
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sweep(directory: Path) -> None:

@@ -97,27 +97,28 @@ def fit(
         say(setup.estimate(learner, *run.batches.at(0)))
         return None
 
-    if run.restore():
-        say(f"Going on from step {run.step:,}.")
-    try:
-        if run.evaluation_due():  # of fresh weights, or one that a stop cut short
-            run.evaluate_and_save()
-        learner.prepare_network(run.batches.at(0), say)
-        run.journal.resume_clock()
-        while run.step < config.max_steps and not run.converged:
-            run.train_step()
-            if run.evaluation_due():
+    with contextlib.ExitStack() as at_the_end:
+        processes.from_first(lambda: at_the_end.enter_context(state.only_writer(run_dir)))
+        at_the_end.callback(run.journal.close)
+        if run.restore():
+            say(f"Going on from step {run.step:,}.")
+        try:
+            if run.evaluation_due():  # of fresh weights, or one that a stop cut short
                 run.evaluate_and_save()
-            elif time.monotonic() - run.saved >= SAVE_SECONDS:
-                run.save_state()
-        if run.converged and run.step < config.max_steps:
-            say(f"No better validation figure in {config.patience} evaluations: done at step {run.step:,}.")
-        return run.finish(say) if processes.first else None
-    except (Stopped, Lost):
-        run.save_state()
-        raise
-    finally:
-        run.journal.close()
+            learner.prepare_network(run.batches.at(0), say)
+            run.journal.resume_clock()
+            while run.step < config.max_steps and not run.converged:
+                run.train_step()
+                if run.evaluation_due():
+                    run.evaluate_and_save()
+                elif time.monotonic() - run.saved >= SAVE_SECONDS:
+                    run.save_state()
+            if run.converged and run.step < config.max_steps:
+                say(f"No better validation figure in {config.patience} evaluations: done at step {run.step:,}.")
+            return run.finish(say) if processes.first else None
+        except (Stopped, Lost):
+            run.save_state()
+            raise
 
 
 class Run:

@@ -121,6 +121,38 @@ def test_a_cut_off_state_gives_way_to_the_one_before(tmp_path, corpus, long, und
     assert_same_run(run_dir, undisturbed)
 
 
+def test_a_second_training_of_a_folder_is_refused_and_touches_nothing(tmp_path, corpus, long, undisturbed):
+    run_dir = tmp_path / "run"
+    with pytest.raises(Stopped):
+        fit(long, corpus, run_dir, processes=Processes(stop_after(30)), say=lambda _: None)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with state.only_writer(run_dir), pytest.raises(ValueError, match="another training is writing to .*run: "):
+        fit(long, corpus, run_dir, say=lambda _: None)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    fit(long, corpus, run_dir, say=lambda _: None)  # the folder is free again
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_a_new_training_of_a_folder_where_one_has_just_begun_is_refused(tmp_path, start):
+    first = start()
+    wait_for(tmp_path / "checkpoints" / "my" / state.LOCK)
+    first.send_signal(signal.SIGSTOP)
+    second = start()
+    said = second.communicate(timeout=120)[0]
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1, said
+    assert re.search("^error: .*(another training is writing to|exists already)", said, re.MULTILINE), said
+
+
+def test_a_disk_that_knows_no_locks_can_be_trained_on(tmp_path, monkeypatch):
+    def unknown(self):
+        raise NotImplementedError("flock")
+
+    monkeypatch.setattr(state.FileLock, "acquire", unknown)
+    with state.only_writer(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+
+
 def test_no_more_states_are_kept_than_a_resume_needs(undisturbed):
     assert [path.stem for path in sorted((undisturbed / "state").iterdir())] == ["000030", "000040"]
 
