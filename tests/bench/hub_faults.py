@@ -1,11 +1,13 @@
-"""Every fault that the Hub of the tests knows, at every request of a push and of a load: what is left, what is said.
+"""Every fault that the Hub of the tests knows, at every request of a push, of a load and of the app's start: what is
+left, what is said.
 
-    python tests/bench/hub_faults.py [--only push load] [--workers 2]
+    python tests/bench/hub_faults.py [--only push load app] [--workers 2]
 
 The commands are real, each in a process of its own; the Hub runs here (tests/hub_server.py). A fault befalls one
 request, the first, the second, and so on, or that one and all after it. A push must leave the repository as it was or
-complete; a load must give the commit that is there or a sentence. Prints the counts, and every trial that did neither,
-took over 30 seconds or said nothing; writes tests/bench/results/hub_faults.json.
+complete; a load must give the commit that is there or a sentence; the app must answer, from that commit or from the
+bundled checkpoint, and then say why. Prints the counts, and every trial that did neither, took over 30 seconds or said
+nothing; writes tests/bench/results/hub_faults.json.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from tests.bench.kills import Runs  # noqa: E402
 from tests.bench.record import save  # noqa: E402
 from tests.hub_server import FAULTS, HubServer  # noqa: E402
+from tests.page.visit import serve  # noqa: E402
 
 STATUSES = (400, 401, 403, 404, 409, 413, 429, 500, 503)
 LONG = 30  # seconds, after which it must have said what it waits for: to be looked at
@@ -37,7 +40,7 @@ LOAD = ["-c", "import gpt2; print(gpt2.find('ada/x').sha)"]
 
 
 def trial(what: str, run: Path, fault: dict[str, Any] | None, after: int = 0) -> dict[str, Any]:
-    """One push or load, with a fault after so many requests; no fault: how it goes without."""
+    """One push, load or start of the app, with a fault after so many requests; no fault: how it goes without."""
     with HubServer() as hub, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(run, folder / "run")
@@ -48,35 +51,48 @@ def trial(what: str, run: Path, fault: dict[str, Any] | None, after: int = 0) ->
         before, hub.requests = repo.head, []
         if fault:
             hub.fail("*", "", after=after, **fault)
-        command = [*PUSH, "--overwrite"] if what == "push" else LOAD
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=folder,
-            env=Runs(folder).env | hub.env(TOKEN, folder / "home"),
-            capture_output=True,
-            encoding="utf-8",
-            timeout=600,
-        )
-        seconds, said = time.monotonic() - started, done.stdout + done.stderr
-        files = repo.files()
-        unchanged = repo.head == before
-        complete = all(files.get(path) == content for path, content in whole.items() if path != "README.md")
-    left = "unchanged" if unchanged else "complete" if complete else "neither"
-    if what == "load":
-        left = "the commit" if before in done.stdout else "a sentence" if done.returncode else "neither"
+        env, started = Runs(folder).env | hub.env(TOKEN, folder / "home"), time.monotonic()
+        if what == "app":
+            code, said, left = first_answer(folder, env, before)
+        else:
+            code, said = run_command([*PUSH, "--overwrite"] if what == "push" else LOAD, folder, env)
+            files = repo.files()
+            unchanged = repo.head == before
+            complete = all(files.get(path) == content for path, content in whole.items() if path != "README.md")
+            left = "unchanged" if unchanged else "complete" if complete else "neither"
+            if what == "load":
+                left = "the commit" if before in said else "a sentence" if code else "neither"
+        seconds = time.monotonic() - started
     return {
         "what": what,
         "fault": {key: str(value) for key, value in (fault or {}).items()},
         "after": after,
         "requests": len(hub.requests),
-        "code": done.returncode,
+        "code": code,
         "left": left,
-        "traceback": "Traceback" in said and what == "push",  # a load is called from Python, where an error is one
+        "traceback": "Traceback" in said and what != "load",  # a load is called from Python, where an error is one
         "seconds": round(seconds, 1),
         "said": said.strip().splitlines()[-1:],
         "secret told": TOKEN in said,
     }
+
+
+def run_command(command: list[str], folder: Path, env: dict[str, str]) -> tuple[int, str]:
+    """Its exit status, and all that it said."""
+    words = [sys.executable, *command]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=600)
+    return done.returncode, done.stdout + done.stderr
+
+
+def first_answer(folder: Path, env: dict[str, str], sha: str) -> tuple[int, str, str]:
+    """Start the app for that model, and ask; 0 where it answered, all that it said, and what answered."""
+    with serve(folder, MODEL_ID="ada/x", **env) as page:
+        [info] = page.call("model_info", []).get("complete") or [{}]
+        answered = bool(page.call("generate", ["ROMEO:", 5, 50, 1.0, 1.0, 0.0, 1.0, 1]).get("complete"))
+        log = page.log()
+    explained = bool(info.get("fallback") and info.get("notice"))
+    left = "the commit" if info.get("sha") == sha else "the bundled one" if explained else "neither"
+    return int(not answered), f"{log}\n{info.get('notice') or ''}", left
 
 
 def trials(what: str, n: int) -> Iterator[tuple[dict[str, Any], int]]:
@@ -89,13 +105,14 @@ def trials(what: str, n: int) -> Iterator[tuple[dict[str, Any], int]]:
 def is_bad(row: dict[str, Any]) -> bool:
     silent = row["code"] != 0 and not row["said"]
     gave_up = row["what"] == "push" and row["code"] == 0 and row["left"] != "complete"
+    gave_up |= row["what"] == "app" and row["code"] != 0
     slow = row["seconds"] > LONG
     return row["left"] == "neither" or row["traceback"] or row["secret told"] or silent or gave_up or slow
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=["push", "load"], choices=["push", "load"])
+    parser.add_argument("--only", nargs="+", default=["push", "load", "app"], choices=["push", "load", "app"])
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     record: dict[str, Any] = {}

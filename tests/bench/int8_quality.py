@@ -4,7 +4,8 @@
 
 Scores the held-out part of the checkpoint's own text in float32, and with both kinds of gpt2/quantize.py's weights:
 "int8" (eight bits; emulated where this CPU would cut their sums off) and "int8-w7" (seven bits). Then with one layer at
-a time in int8, for the layer that costs most. Prints tables and adds to tests/bench/results/int8_quality.json. No
+a time in int8, for the layer that costs most. "As served" is what this CPU takes, token by token, with the keys and
+values as it keeps them. Prints tables and adds to tests/bench/results/int8_quality.json. No
 figure of it is a time.
 """
 
@@ -46,13 +47,26 @@ def in_int8(model: gpt2.GPT, largest: int, chosen: Callable[[str], bool] = lambd
     return model
 
 
-def scores(model: gpt2.GPT, part: Part, tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+def at_once(model: gpt2.GPT, idx: Tensor) -> Tensor:
+    """The logits (B, T, V) of all tokens (B, T)."""
+    return model(idx)[0]
+
+
+def as_served(model: gpt2.GPT, idx: Tensor) -> Tensor:
+    """The same as if every token had just been written: from the keys and values of those before it."""
+    cache = model.new_cache(len(idx))
+    return torch.cat([model(one, cache=cache)[0] for one in idx.split(1, dim=1)], dim=1)
+
+
+def scores(
+    model: gpt2.GPT, part: Part, tokens: int, read: Callable[[gpt2.GPT, Tensor], Tensor] = at_once
+) -> Iterator[tuple[Tensor, Tensor]]:
     """-log p of every token, in nats, and the likeliest one in its place."""
     size = model.config.block_size
     cuts = islice(windows(part, size, overlap=False), max(1, tokens // size))
     while batch := list(islice(cuts, max(1, 1024 // size))):
         idx, targets = (torch.stack(column) for column in zip(*batch, strict=True))  # (B, T), (B, T)
-        log_p = model(idx)[0].log_softmax(-1)  # (B, T, V)
+        log_p = read(model, idx).log_softmax(-1)  # (B, T, V)
         scored = targets != IGNORE
         each = -log_p[scored].gather(1, targets[scored].unsqueeze(1)).squeeze(1)  # (n,)
         yield each, log_p[scored].argmax(-1)
@@ -69,10 +83,14 @@ def compare(exact: list[tuple[Tensor, Tensor]], rounded: Iterator[tuple[Tensor, 
 
 
 @torch.inference_mode()
-def measure(model: gpt2.GPT, part: Part, tokens: int, per_layer: int) -> dict[str, dict[str, dict[str, float]]]:
+def measure(
+    model: gpt2.GPT, served: gpt2.GPT, part: Part, tokens: int, per_layer: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The rows of the tables; served is what the page would load in int8 here."""
     whole = list(scores(model, part, tokens))
     short = list(scores(model, part, per_layer))
-    rows = {}
+    rows = {"as served": {"all layers": compare(whole, scores(served, part, tokens, as_served))}}
+    print("as served", rows["as served"]["all layers"], flush=True)
     for kind, largest in KINDS.items():
         rows[kind] = {"all layers": compare(whole, scores(in_int8(model, largest), part, tokens))}
         for name in (*(f"transformer.h.{i}" for i in range(model.config.n_layer)), "transformer.wte"):
@@ -93,6 +111,7 @@ def main() -> None:
     device.prepare(torch.device("cpu"))
     found = gpt2.find(args.checkpoint)
     model, tokenizer = gpt2.load(found.directory, "cpu", "float32")
+    served, _ = gpt2.load(found.directory, "cpu", "int8")
     trained = Trained.read(found.directory)
     if trained is None:
         sys.exit(f"{found.name} has no training.json that names its text.")
@@ -100,7 +119,7 @@ def main() -> None:
     record = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
     record[f"{model.config.n_parameters / 1e6:.1f} million parameters"] = {
         "run": trained.config,
-        "kinds": measure(model, text.holdout, args.tokens, args.per_layer_tokens),
+        "kinds": measure(model, served, text.holdout, args.tokens, args.per_layer_tokens),
         "largest whole weight of this CPU": suited()[0],
         **here("torch"),
     }

@@ -1,4 +1,4 @@
-"""What befalls the folder of a training beside kills: what is said each time, and whether the run still ends as it would.
+"""What befalls the folder of a training beside kills: what is said each time, and whether the run ends as it would.
 
     python tests/bench/mishaps.py [--times 10] [--seed 1]
 

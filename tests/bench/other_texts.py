@@ -1,0 +1,89 @@
+"""The recipe of `mini`, as it is, on other texts than Shakespeare, beside a compressor that knows the same.
+
+    python tests/bench/other_texts.py NAME=PATH ... [--steps 1800] [--keep DIR]
+
+PATH is a file or a folder that the training takes; "stdlib" stands for the modules at the top of this Python's own
+library. The last tenth of every document is held out. xz -9e is primed with all that comes before, training and
+validation: what it makes of both together is compared with what it makes of the first alone, so that it has seen as
+much as the model, and more. Prints a table, adds to tests/bench/results/other_texts.json. Needs nothing else running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import gpt2  # noqa: E402
+from tests.bench.record import RESULTS, here  # noqa: E402
+from train.dataset import Dataset  # noqa: E402
+from train.evaluate import Trained  # noqa: E402
+
+PATH = RESULTS / "other_texts.json"
+XZ = {"preset": 9 | lzma.PRESET_EXTREME}  # as `xz -9e`: a window of 64 MiB
+
+
+def texts_of(path: str) -> list[Path]:
+    if path == "stdlib":
+        return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return [Path(path)]
+
+
+def xz_bits_per_byte(data: Dataset, tokenizer: gpt2.Tokenizer) -> tuple[float, int]:
+    """Of the held-out part, after the others; and the bytes of that part."""
+    before = "\n".join(text for part in (data.train, data.validation) for text in part.texts(tokenizer)).encode()
+    held_out = "\n".join(data.holdout.texts(tokenizer)).encode()
+    more = len(lzma.compress(before + held_out, **XZ)) - len(lzma.compress(before, **XZ))
+    return 8 * more / len(held_out), len(held_out)
+
+
+def measure(texts: Iterable[Path], steps: int, out: Path) -> dict[str, Any]:
+    """Train, and compare."""
+    command = [sys.executable, "-m", "train", *map(str, texts), "--preset", "mini", "--max-steps", str(steps)]
+    command += ["--patience", "0", "--eval-every", str(max(1, steps // 6)), "--prompts", "", "--no-overlap"]
+    subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True)
+    directory = out / "best"
+    said = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    _, tokenizer = gpt2.load(directory, "cpu", "float32")
+    _, data = Trained.read(directory).text(tokenizer, print)
+    xz, held_out = xz_bits_per_byte(data, tokenizer)
+    return {
+        "documents": len(said["data"]),
+        "bytes, training": data.train.bytes,
+        "bytes, held out": held_out,
+        "model, bits per byte": said["figures"]["held_out_bits_per_byte"],
+        "model, windows overlapping by half": said["figures"]["held_out_bits_per_byte_half_overlap"],
+        "model, validation": said["figures"]["validation_bits_per_byte"],
+        "xz -9e, bits per byte": round(xz, 4),
+        "steps": steps,
+        "minutes": round(said["seconds"] / 60, 1),
+        **here("torch"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("texts", nargs="+", metavar="NAME=PATH")
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--keep", type=Path, help="the runs themselves")
+    args = parser.parse_args()
+    record = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, _, path) in enumerate(text.partition("=") for text in args.texts):
+            out = (args.keep or Path(folder)).resolve() / f"text-{number}"
+            record[name] = measure(texts_of(path), args.steps, out)
+            PATH.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            print(name, *(f"    {what:36} {value}" for what, value in record[name].items()), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
