@@ -151,7 +151,8 @@ class Batches:
         generator = _generator(seed)
         replaced = torch.rand(idx.shape, generator=generator) < self.input_noise  # (T,)
         positions = torch.randint(self.ids.numel(), (int(replaced.sum()),), generator=generator)
-        idx[replaced] = self.ids[positions].long()
+        # NumPy's index: PyTorch before 2.12 has none for such numbers.
+        idx[replaced] = torch.from_numpy(self.ids.numpy()[positions.numpy()].astype(np.int64))
 
     def _taken_apart(self, window: Tensor, seed: str) -> Tensor:
         """Some of the tokens in pieces, (T + 1,) as before."""

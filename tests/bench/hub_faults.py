@@ -96,9 +96,10 @@ def first_answer(folder: Path, env: dict[str, str], sha: str) -> tuple[int, str,
 
 
 def trials(what: str, n: int) -> Iterator[tuple[dict[str, Any], int]]:
-    for after in range(n):
-        for fault in [{"status": status} for status in STATUSES] + [{"kind": kind} for kind in FAULTS]:
-            for times in (1, math.inf):
+    """Faults, and after how many requests. The app asks what a load asks: of it a few, which do not go away."""
+    for after in sorted({0, 1, 2, n // 2, n - 1}) if what == "app" else range(n):
+        for fault in [{"status": status} for status in STATUSES] + [{"kind": kind} for kind in sorted(FAULTS)]:
+            for times in (math.inf,) if what == "app" else (1, math.inf):
                 yield {**fault, "times": times, **({"retry_after": 1} if fault.get("status") == 429 else {})}, after
 
 

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -132,10 +133,10 @@ def two(runs: Mishaps, number: int, times: int, rng: random.Random) -> tuple[boo
     name = f"two-{number}"
     process = runs.start(name, STEPS)
     runs.wait_for_step(name, 1 + rng.randrange(BEFORE), process)
-    process.send_signal(19)  # SIGSTOP: a fast machine would be done before the second one begins
+    process.send_signal(signal.SIGSTOP)  # a fast machine would be done before the second one begins
     begun = state.states(runs.folder / name / "state")
     said = runs.run(name, *(["--resume"] if begun else ["my.txt", *FLAGS.split()]))
-    process.send_signal(18)
+    process.send_signal(signal.SIGCONT)
     first = process.communicate(timeout=300)[0]
     return in_a_sentence(*said) and process.returncode == 0 and "Traceback" not in first, runs.ends_as_undisturbed(name)
 

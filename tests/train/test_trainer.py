@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import gpt2
 from gpt2.device import Precision
-from train import learner, memory, trainer
+from train import learner, memory, state, trainer
 from train.journal import read_jsonl
 from train.trainer import Stopper, fit
 
@@ -47,7 +47,7 @@ def test_a_checkpoint_is_complete_in_itself(finished):
     for name in ("best", "last"):
         assert {path.name for path in (run_dir / name).iterdir()} == expected
     journals = {"run.json", "metrics.jsonl", "samples.jsonl"}
-    assert {path.name for path in run_dir.iterdir()} == {"best", "last", "state"} | journals
+    assert {path.name for path in run_dir.iterdir()} == {"best", "last", "state", state.LOCK} | journals
 
 
 def test_the_record_says_what_it_was_trained_on_and_how_long(finished, corpus):
