@@ -22,6 +22,7 @@ SILENCE = 30  # seconds without a byte after which a request counts as failed
 TELL = 10  # seconds between sentences while the Hub takes its time
 WAITS = (1, 4, 15)  # seconds between attempts where the Hub may only be busy
 MAX_WAIT = 60  # seconds that we wait when the Hub asks for more
+GIVE_UP = 120  # seconds after which there is no other attempt: the client has some of its own for each
 PASSING = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
 MARK = "Pushed by python -m train.publish"  # in the description of our commits: what is ours may be replaced
 TOKENS = "https://huggingface.co/settings/tokens"
@@ -146,13 +147,14 @@ class Repository:
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function of the Hub's client, again where the Hub may only be busy. Those that write can be repeated:
         what was done and not answered is found done."""
+        started = time.monotonic()
         for wait in (*self._waits, None):
             try:
                 with telling(lambda seconds: self._say(f"Waiting for the Hub, {seconds:.0f} s now ..."), TELL):
                     return function(*args, **kwargs)
             except (OSError, RuntimeError, httpx.HTTPError) as error:
                 _, headers = _status(error)
-                if wait is None or not _is_passing(error):
+                if wait is None or time.monotonic() - started > GIVE_UP or not _is_passing(error):
                     raise
                 asked = headers.get("Retry-After", "")
                 wait = min(MAX_WAIT, max(wait, int(asked) if asked.isdigit() else 0))

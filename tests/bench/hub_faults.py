@@ -6,8 +6,8 @@ left, what is said.
 The commands are real, each in a process of its own; the Hub runs here (tests/hub_server.py). A fault befalls one
 request, the first, the second, and so on, or that one and all after it. A push must leave the repository as it was or
 complete; a load must give the commit that is there or a sentence; the app must answer, from that commit or from the
-bundled checkpoint, and then say why. Prints the counts, and every trial that did neither, took over 30 seconds or said
-nothing; writes tests/bench/results/hub_faults.json.
+bundled checkpoint, and then say why. Prints the counts, and every trial that did neither, said nothing at its end, or
+took over 30 seconds and did not say what it waits for; writes tests/bench/results/hub_faults.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from tests.hub_server import FAULTS, HubServer  # noqa: E402
 from tests.page.visit import serve  # noqa: E402
 
 STATUSES = (400, 401, 403, 404, 409, 413, 429, 500, 503)
-LONG = 30  # seconds, after which it must have said what it waits for: to be looked at
+LONG = 30  # seconds, after which it must have said what it waits for,
+TOLD = ("Waiting for the Hub", "trying again in")  # in one of these ways
+TOO_LONG = 900  # seconds after which a command is stopped, and counts as one that hangs
+SLOW = 100  # bytes a second of a slow answer: one of the Hub's own takes ten seconds and more
 TOKEN = "hf_faults"
 PUSH = ["-m", "train.publish", "run", "ada/x"]
 LOAD = ["-c", "import gpt2; print(gpt2.find('ada/x').sha)"]
@@ -72,15 +75,16 @@ def trial(what: str, run: Path, fault: dict[str, Any] | None, after: int = 0) ->
         "left": left,
         "traceback": "Traceback" in said and what != "load",  # a load is called from Python, where an error is one
         "seconds": round(seconds, 1),
+        "told": any(words in said for words in TOLD),
         "said": said.strip().splitlines()[-1:],
         "secret told": TOKEN in said,
     }
 
 
 def run_command(command: list[str], folder: Path, env: dict[str, str]) -> tuple[int, str]:
-    """Its exit status, and all that it said."""
-    words = [sys.executable, *command]
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=600)
+    """Its exit status, 124 where it had to be stopped, and all that it said."""
+    words = ["timeout", str(TOO_LONG), sys.executable, *command]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, encoding="utf-8")
     return done.returncode, done.stdout + done.stderr
 
 
@@ -100,15 +104,16 @@ def trials(what: str, n: int) -> Iterator[tuple[dict[str, Any], int]]:
     for after in sorted({0, 1, 2, n // 2, n - 1}) if what == "app" else range(n):
         for fault in [{"status": status} for status in STATUSES] + [{"kind": kind} for kind in sorted(FAULTS)]:
             for times in (math.inf,) if what == "app" else (1, math.inf):
-                yield {**fault, "times": times, **({"retry_after": 1} if fault.get("status") == 429 else {})}, after
+                more = {"retry_after": 1} if fault.get("status") == 429 else {"rate": SLOW}
+                yield {**fault, **more, "times": times}, after
 
 
 def is_bad(row: dict[str, Any]) -> bool:
     silent = row["code"] != 0 and not row["said"]
     gave_up = row["what"] == "push" and row["code"] == 0 and row["left"] != "complete"
     gave_up |= row["what"] == "app" and row["code"] != 0
-    slow = row["seconds"] > LONG
-    return row["left"] == "neither" or row["traceback"] or row["secret told"] or silent or gave_up or slow
+    hangs = row["code"] == 124 or (row["seconds"] > LONG and not row["told"])
+    return row["left"] == "neither" or row["traceback"] or row["secret told"] or silent or gave_up or hangs
 
 
 def main() -> None:
@@ -123,7 +128,10 @@ def main() -> None:
         run = Path(folder) / "run"
         for what in args.only:
             n = trial(what, run, None)["requests"]
-            rows = list(pool.map(lambda one: trial(what, run, *one), trials(what, n)))  # noqa: B023 (used at once)
+            rows = []
+            for row in pool.map(lambda one: trial(what, run, *one), trials(what, n)):  # noqa: B023 (used at once)
+                rows.append(row)
+                print(f"{what} {len(rows):5}", end="\r", flush=True)
             bad = [row for row in rows if is_bad(row)]
             record[what] = {
                 "requests of one": n,

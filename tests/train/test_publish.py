@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def push(hub, tmp_path, monkeypatch, capsys) -> Iterator[Callable[..., Done]]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(upload, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(upload, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
 
     def command(*args, token: str | None = WRITE) -> Done:
         monkeypatch.setenv("HF_TOKEN", token or "")
@@ -211,6 +212,15 @@ def test_while_the_hub_is_silent_it_is_said_what_is_waited_for(push, hub, run, m
     assert done.returncode == 0, done.stderr
     assert "Waiting for the Hub" in done.stdout
     assert "did not take it" in done.stdout.split("Waiting for the Hub", 1)[1]  # the wait was told before its end
+
+
+def test_a_hub_that_stays_silent_is_given_up_when_the_patience_for_all_attempts_is_over(push, hub, run, monkeypatch):
+    monkeypatch.setattr(upload, "SILENCE", 0.3)
+    monkeypatch.setattr(upload, "GIVE_UP", 0.5)
+    hub.fail("POST", r"/commit/", kind="silent", times=99)
+    done = push(run, "ada/rhymes")
+    assert done.returncode == 1 and "did not answer" in done.stderr
+    assert sum(path.startswith("/api/models/ada/rhymes/commit/") for _, path, *_ in hub.requests) == 2
 
 
 def test_a_checkpoint_that_is_not_whole_never_leaves(push, hub, run):
