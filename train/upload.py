@@ -6,6 +6,7 @@ Knows repositories, commits, tags and tokens through huggingface_hub. Knows noth
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ WAITS = (1, 4, 15)  # seconds between attempts where the Hub may only be busy
 MAX_WAIT = 60  # seconds that we wait when the Hub asks for more
 GIVE_UP = 120  # seconds after which there is no other attempt: the client has some of its own for each
 PASSING = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment later
+NETWORK = (httpx.TransportError, ConnectionError, TimeoutError)  # httpx: also what breaks off in mid-answer
+GARBLED = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError)  # over any other answer
 MARK = "Pushed by python -m train.publish"  # in the description of our commits: what is ours may be replaced
 TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -152,11 +155,10 @@ class Repository:
             try:
                 with telling(lambda seconds: self._say(f"Waiting for the Hub, {seconds:.0f} s now ..."), TELL):
                     return function(*args, **kwargs)
-            except (OSError, RuntimeError, httpx.HTTPError) as error:
-                _, headers = _status(error)
+            except Exception as error:  # whatever an unknown server makes the client raise
                 if wait is None or time.monotonic() - started > GIVE_UP or not _is_passing(error):
                     raise
-                asked = headers.get("Retry-After", "")
+                asked = _status(error)[1].get("Retry-After", "")
                 wait = min(MAX_WAIT, max(wait, int(asked) if asked.isdigit() else 0))
                 self._say(f"The Hub did not take it ({_reason(error)}); trying again in {wait} s ...")
                 time.sleep(wait)
@@ -168,7 +170,7 @@ class Repository:
             yield
         except HubError:
             raise
-        except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
+        except Exception as error:
             sentence = _sentence(error, self.repo_id, self.kind)
             kind = Unreachable if _is_passing(error) else HubError
             raise kind(sentence.replace(get_token() or "\0", "(the token)")) from None
@@ -207,8 +209,10 @@ def _sentence(error: Exception, repo_id: str, kind: str) -> str:
 def _other(error: Exception, status: int | None, reason: str) -> str:
     if status:
         return f"the Hub has a problem of its own ({reason}); nothing is lost. Run the command again later."
-    if _is_of_the_network(error):
+    if _has(error, NETWORK):
         return f"the Hub could not be reached, or did not answer ({reason}). Check the network and run it again."
+    if _has(error, GARBLED):
+        return f"the Hub's answer makes no sense ({reason}). Is it a proxy's? Run the command again later."
     return f"the Hub's client refused: {reason}"
 
 
@@ -229,11 +233,10 @@ def _status(error: Exception) -> tuple[int | None, Any]:
 
 def _is_passing(error: Exception) -> bool:
     status, _ = _status(error)
-    return status in PASSING if status else _is_of_the_network(error)
+    return status in PASSING if status else _has(error, NETWORK + GARBLED)
 
 
-def _is_of_the_network(error: Exception) -> bool:
-    kinds = (httpx.TransportError, ConnectionError, TimeoutError)  # httpx: also what breaks off in mid-answer
+def _has(error: Exception, kinds: tuple[type[Exception], ...]) -> bool:
     return any(isinstance(cause, kinds) for cause in _chain(error))
 
 
@@ -242,7 +245,7 @@ def _reason(error: Exception) -> str:
     *_, cause = _chain(error)
     status, _ = _status(error)
     said = next((e.server_message for e in _chain(error) if isinstance(e, HfHubHTTPError) and e.server_message), "")
-    said = said or ("" if status else str(cause).strip()) or ("" if status else type(cause).__name__)
+    said = said or ("" if status else str(cause).strip() or type(cause).__name__)
     return ": ".join(filter(None, [str(status or ""), said.splitlines()[0][:200] if said else ""]))
 
 

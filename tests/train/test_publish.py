@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
+from tests import hub_server
 from train import card, publish, space, upload
 from train.config import preset
 from train.trainer import fit
@@ -202,6 +203,24 @@ def test_one_hiccup_of_the_hub_is_waited_out(push, hub, run, method, path, fault
     assert done.returncode == 0, done.stderr
     assert hub.repo("ada/rhymes").files()["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
     assert len(hub.repo("ada/rhymes").commits) == 2
+
+
+@pytest.mark.parametrize("path", ["/api/models/ada/rhymes", "/preupload/", "/commit/"])
+def test_an_answer_that_makes_no_sense_is_asked_for_again(push, hub, run, path):
+    hub.fail("*", path, kind="flip", times=1)
+    done = push(run, "ada/rhymes")
+    assert done.returncode == 0, done.stderr
+    assert hub.repo("ada/rhymes").files()["model.safetensors"] == (run / "best" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"siblings": 1}, {"sha": []}, "text", None, 1, b"<html>", b"\xff", b""])
+def test_a_hub_that_never_makes_sense_is_told_in_a_sentence(push, hub, run, monkeypatch, answer):
+    head = hub.repo("ada/rhymes").commit({".gitattributes": b""})
+    body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    monkeypatch.setattr(hub_server, "json_answer", lambda *_: hub_server.Answer(200, body))
+    refused = push(run, "ada/rhymes")
+    assert refused.returncode == 1 and "the Hub" in refused.stderr.splitlines()[-1], refused
+    assert hub.repo("ada/rhymes").head == head
 
 
 def test_while_the_hub_is_silent_it_is_said_what_is_waited_for(push, hub, run, monkeypatch):
