@@ -99,7 +99,7 @@ def run_command(command: list[str], folder: Path, env: dict[str, str]) -> tuple[
 
 def first_answer(folder: Path, env: dict[str, str], sha: str) -> tuple[int, str, str]:
     """Start the app for that model, and ask; 0 where it answered, all that it said, and what answered."""
-    with serve(folder, MODEL_ID="ada/x", **env) as page:
+    with serve(folder, TOO_LONG, MODEL_ID="ada/x", **env) as page:
         [info] = page.call("model_info", []).get("complete") or [{}]
         answered = bool(page.call("generate", ["ROMEO:", 5, 50, 1.0, 1.0, 0.0, 1.0, 1]).get("complete"))
         log = page.log()
@@ -157,7 +157,7 @@ def main() -> None:
             }
             print(what, *(f"    {name:20} {value}" for name, value in record[what].items() if name != "bad"), sep="\n")
             print(*(f"    BAD {row}" for row in bad), sep="\n", flush=True)
-    save("hub_faults", record, "huggingface_hub")
+            save("hub_faults", record, "huggingface_hub")
 
 
 if __name__ == "__main__":

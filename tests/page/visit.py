@@ -47,8 +47,8 @@ class Running:
 
 
 @contextmanager
-def serve(folder: Path, **env: str) -> Iterator[Running]:
-    """The app on a free port, from when it answers."""
+def serve(folder: Path, seconds: float = 120, **env: str) -> Iterator[Running]:
+    """The app on a free port, from when it answers, which it has so many seconds for."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,12 +63,13 @@ def serve(folder: Path, **env: str) -> Iterator[Running]:
         )
     running = Running(f"http://127.0.0.1:{port}", process, log_file)
     try:
-        for _ in range(600):
+        deadline = time.monotonic() + seconds
+        while True:
             try:
                 urllib.request.urlopen(running.url + "/config", timeout=5).close()
                 break
             except OSError:
-                assert process.poll() is None, running.log()
+                assert process.poll() is None and time.monotonic() < deadline, running.log()
                 time.sleep(0.1)
         yield running
     finally:
