@@ -334,6 +334,7 @@ def test_the_picture_knows_losses_from_spikes_and_skipped_steps(drawn):
 def test_after_a_resume_the_time_left_follows_from_the_steps_since_and_counts_evaluations(begin, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    monkeypatch.delenv("COLUMNS", raising=False)  # the bar is cut off there
     journal = begin(max_steps=1000)
     journal.restore(journal.state() | {"step": 800})
     for step in range(801, 901):

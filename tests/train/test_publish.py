@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -235,7 +236,8 @@ def test_while_the_hub_is_silent_it_is_said_what_is_waited_for(push, hub, run, m
 
 def test_a_hub_that_stays_silent_is_given_up_when_the_patience_for_all_attempts_is_over(push, hub, run, monkeypatch):
     monkeypatch.setattr(upload, "SILENCE", 0.3)
-    monkeypatch.setattr(upload, "GIVE_UP", 0.5)
+    clock = itertools.count(step=0.7 * upload.GIVE_UP)  # read as an attempt begins, and as it fails
+    monkeypatch.setattr(upload.time, "monotonic", lambda: next(clock))
     hub.fail("POST", r"/commit/", kind="silent", times=99)
     done = push(run, "ada/rhymes")
     assert done.returncode == 1 and "did not answer" in done.stderr
