@@ -40,6 +40,12 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, database=No
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_make_parametrize_id(val, argname):
+    """A short name for a long value: pytest puts it into the environment, where no process starts with a longer one."""
+    if isinstance(val, str | bytes) and len(val) > 100:
+        return f"{argname}-{ascii(val[:20])}...{len(val)}"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_gpu():
     """The device "auto" is the CPU, whose results are the same everywhere, here and in processes that tests start;
