@@ -61,6 +61,9 @@ def cache(hub, repo, tmp_path, monkeypatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     huggingface_hub.close_session()
     yield tmp_path / "hub"
+    for thread in threading.enumerate():  # left behind by a failed fetch: they share the client with the next test
+        if isinstance(thread, patience._Worker):
+            thread.join(30)
     huggingface_hub.close_session()
 
 
