@@ -45,7 +45,7 @@ def trial(name: str, folder: Path, workers: int) -> dict[str, Any]:
         "versions": {package: versions.get(package) for package in TOLD},
         "passed": done.returncode == 0,
         "said": re.sub("=+ ?| ?=+", "", last),
-        "failed": [line[:200] for line in lines if re.match("(FAILED|ERROR) ", line)],
+        "failed": [line for line in lines if re.match("(FAILED|ERROR) ", line)],
     }
 
 

@@ -1,7 +1,8 @@
 """gpt2/hub.py against the Hub of tests/hub_server.py: what is fetched, what is refused, and how long a Hub may say
 nothing.
 
-Most tests talk to it in this process, whose client is turned to it; those that leave threads behind use another.
+Most tests talk to it in this process, whose client is turned to it; those that leave threads
+behind for long use another.
 """
 
 from __future__ import annotations
