@@ -18,7 +18,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return F.dropout(x, p)
     dropped = min(max(1, round(256 * p)), 255)  # values of a byte
     numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
-    kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+    kept = numbers.view(torch.uint8)[: x.numel()].view(x.shape).ge_(dropped)  # bytes: bool converts far slower
     return x * kept.to(x.dtype) * (256 / (256 - dropped))
 
 

@@ -97,7 +97,8 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT  # (n, shorter side, shorter side)
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        change = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, change, x, beta=3.4445)  # 3.4445 x + (2.0315 gram^2 - 4.7750 gram) x
     return x.mT if tall else x
 
 
