@@ -83,6 +83,10 @@ class TrainConfig:
     # room. Pieces that the text never shows by themselves, of names for instance, are learned that way.
     bpe_dropout: float = 0.0
 
+    # Share of the windows in which a part of the rare tokens trade places, the same way from the window's start to its
+    # end. What stands above then says how a name goes on, and names that were never seen are copied, not mistaken.
+    renaming: float = 0.0
+
     # Sequences of block_size tokens in one step.
     batch_size: int = 12
     # Sequences computed at once, at most: less memory, the same result but for dropout's draws. Unset: by hardware.
@@ -154,7 +158,7 @@ class TrainConfig:
         _at_least(0, self, "learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout")
         if self.micro_batch is not None:
             _at_least(1, self, "micro_batch")
-        for field in ("dropout", "input_noise", "bpe_dropout", "beta1", "beta2", "ema", "cooldown"):
+        for field in ("dropout", "input_noise", "bpe_dropout", "renaming", "beta1", "beta2", "ema", "cooldown"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
         if not 0 < self.distill_share <= 1:

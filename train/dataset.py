@@ -35,6 +35,7 @@ from train.state import flush
 
 FORMAT = 2  # raise it when what the files hold changes, so that old ones are not read
 PARTS = ("train", "validation", "holdout")
+RARE, RENAMED = 256, 0.25  # a token is rare that is not one in 256; so many of them trade places in a window
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class Batches:
         bpe_dropout: share of the tokens that are taken apart, of what they become too (after BPE-Dropout, Provilkov et
             al., 2020, who forget merges while they make the tokens).
         origins: of every id, the two that it was merged from, or -1.
+        renaming: share of the windows in which some rare tokens have traded places, all through the window.
+        bos: the id that documents begin with; it keeps its place.
     """
 
     def __init__(
@@ -127,10 +130,17 @@ class Batches:
         input_noise: float = 0.0,
         bpe_dropout: float = 0.0,
         origins: Sequence[tuple[int, int]] = (),
+        renaming: float = 0.0,
+        bos: int = 0,
     ):
         self.ids, self.block_size, self.batch_size, self.seed, self.order = ids, block_size, batch_size, seed, order
         self.input_noise, self.bpe_dropout = input_noise, bpe_dropout
         self.parts = torch.tensor(origins)  # (V, 2)
+        self.renaming, self.names = renaming, torch.arange(len(origins))  # (V,)
+        if renaming:
+            counts = sum(np.bincount(some.numpy(), minlength=len(origins)) for some in ids.split(2**24))  # (V,)
+            counts[bos] = 0
+            self.rare = self.names[(0 < counts) & (counts * RARE < len(ids))]
         n = ids.numel()
         # Windows of an epoch. Shuffled leaves room for the offset; sequential uses every full window, and where
         # the text ends with the last window, its last token has no target.
@@ -167,6 +177,16 @@ class Batches:
             window, new = window[:n], new.repeat_interleave(times)[:n]
         return window
 
+    def _renamed(self, window: Tensor, seed: str) -> Tensor:
+        """Rare tokens in each other's places, (T + 1,), or in some windows as it is."""
+        generator = _generator(seed)
+        if float(torch.rand((), generator=generator)) >= self.renaming:
+            return window
+        chosen = self.rare[torch.rand(len(self.rare), generator=generator) < RENAMED]
+        names = self.names.clone()
+        names[chosen] = chosen[torch.randperm(len(chosen), generator=generator)]
+        return names[window]
+
     def _window(self, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         start = number * self.block_size
         if self.order == "shuffled":
@@ -175,6 +195,8 @@ class Batches:
         window = self.ids[start : start + self.block_size + 1].long()
         if self.bpe_dropout:
             window = self._taken_apart(window, f"{self.seed}/bpe/{epoch}/{number}")
+        if self.renaming:
+            window = self._renamed(window, f"{self.seed}/names/{epoch}/{number}")
         targets = torch.full((self.block_size,), IGNORE)
         targets[: window.numel() - 1] = window[1:]
         return window[: self.block_size], targets  # (T,), (T,)

@@ -130,7 +130,8 @@ class Run:
         self.teachers = learner.teachers.sha256 if learner.teachers else []
         self.processes.while_first(self.open_tracker)
         shape = (config.block_size, config.batch_size, config.seed, config.order, config.input_noise)
-        self.batches = Batches(data.train.ids, *shape, config.bpe_dropout, data.tokenizer.origins)
+        augmented = (config.bpe_dropout, data.tokenizer.origins, config.renaming, data.bos)
+        self.batches = Batches(data.train.ids, *shape, *augmented)
         self.stopper = Stopper(config.patience)
         self.journal = self.open_journal()
         self.prompts = config.prompts or exporter.corpus.prompts or setup.default_prompts(data)

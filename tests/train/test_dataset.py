@@ -478,3 +478,18 @@ def test_a_share_of_the_tokens_is_taken_apart_and_still_says_the_same(corpus, co
             assert original.startswith(written) and written in text  # nothing but its end is missing
         was, is_now = (float((torch.tensor(origins)[rows, 0] >= 0).double().mean()) for rows in (whole, idx))
         assert low < 1 - is_now / was <= high
+
+
+def test_in_a_share_of_the_windows_rare_tokens_trade_places_and_keep_them_to_the_end():
+    ids = torch.multinomial(1 / torch.arange(1, 401), 20_000, True, generator=torch.Generator().manual_seed(1))
+    counts, bos, shape = torch.bincount(ids, minlength=400), 250, (64, 40, 1, "shuffled")
+    plain, some, every = (
+        Batches(ids, *shape, origins=[(-1, -1)] * 400, renaming=p, bos=bos) for p in (0.0, 0.5, 0.999)
+    )
+    (before, _), (half, _), (idx, targets) = plain.at(2), some.at(2), every.at(2)
+    assert torch.equal(idx[:, 1:], targets[:, :-1]) and torch.equal(idx, every.at(2)[0])
+    assert 8 < int((half == before).all(1).sum()) < 32
+    for row, was in zip(idx.tolist(), before.tolist(), strict=True):
+        assert len(set(zip(row, was, strict=True))) == len(set(row)) == len(set(was)), "one name for each, all along"
+        changed = {old for new, old in zip(row, was, strict=True) if new != old}
+        assert changed and bos not in changed and all(counts[old] * 256 < len(ids) for old in changed)
