@@ -133,9 +133,15 @@ class GPT(nn.Module):
         return KVCache(self.config, rows, weight.device, torch.float16 if half else weight.dtype)
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> GPT:
+    def init_weights(self, generator: torch.Generator | None = None, position_waves: float = 0.0) -> GPT:
         """Draw fresh weights as GPT-2 did: N(0, 0.02), biases 0, and the projections that end in the residual
-        stream scaled by 1/sqrt(2 n_layer), for 2 n_layer of them add up there."""
+        stream scaled by 1/sqrt(2 n_layer), for 2 n_layer of them add up there.
+
+        Args:
+            position_waves: let the positions begin as sines and cosines of this root mean square instead, their lengths
+                from 2 pi tokens to 2 pi block_size (after Attention Is All You Need, Vaswani et al., 2017): a shift is
+                a rotation then, and heads that look at the token before, say, are found far sooner.
+        """
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 p.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer), generator=generator)
@@ -145,6 +151,12 @@ class GPT(nn.Module):
                 p.fill_(1.0)  # layer norms
             else:
                 p.zero_()
+        if position_waves:
+            wpe = self.transformer.wpe.weight  # (block_size, C)
+            T, half = len(wpe), math.ceil(self.config.n_embd / 2)
+            angles = torch.arange(T)[:, None] * T ** -(torch.arange(half) / half)  # (T, half)
+            waves = torch.cat([angles.sin(), angles.cos()], 1)[:, : self.config.n_embd]
+            wpe.copy_(waves * (position_waves * math.sqrt(2)))
         return self
 
     def forward(

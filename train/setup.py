@@ -62,7 +62,7 @@ def new_model(config: TrainConfig, data: Dataset, device: torch.device, pretrain
         model = gpt2.GPT(
             gpt2.GPTConfig(vocab_size=data.tokenizer.vocab_size, **sizes, **ends), pad_vocab_to=MODEL_PADDING
         )
-    model.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(config.seed))
+    model.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(config.seed), config.position_waves)
     if pretrained is not None:
         theirs = dict(pretrained.named_parameters())
         with torch.no_grad():
