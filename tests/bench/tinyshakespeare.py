@@ -5,8 +5,9 @@
 
 The text is the file that TINYSHAKESPEARE names, or comes over the network. Its last tenth is held out, and scored once
 when a run is over, in one contiguous pass; the sweep goes by the validation part before it alone. A run is what
-`python -m train` makes of the flags. Adds to tests/bench/results/tinyshakespeare.json and prints tables. --at-once lets
-a GPU train several; the times are then none to speak of. Else needs nothing else running.
+`python -m train` makes of the flags. Adds to tests/bench/results/tinyshakespeare.json and prints tables. --at-once N
+trains so many at a time, each on one CPU core: on a GPU the times are then none to speak of, on N cores they are those of
+one core. Needs nothing else running.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weight decay 0.5": {"weight-decay": 0.5},
     "weight decay 1.5": {"weight-decay": 1.5},
     "input noise 0.1": {"input-noise": 0.1},
+    "renaming 0.5": {"renaming": 0.5},
+    "tokens taken apart 0.1": {"bpe-dropout": 0.1},
+    "positions begin as noise": {"position-waves": 0},
     "rate x 2": {"learning-rate": 4e-3},
     "rate / 2": {"learning-rate": 1e-3},
     "steps x 2": {"steps": 2},
