@@ -6,8 +6,8 @@
 The text is the file that TINYSHAKESPEARE names, or comes over the network. Its last tenth is held out, and scored once
 when a run is over, in one contiguous pass; the sweep goes by the validation part before it alone. A run is what
 `python -m train` makes of the flags. Adds to tests/bench/results/tinyshakespeare.json and prints tables. --at-once N
-trains so many at a time, each on one CPU core: on a GPU the times are then none to speak of, on N cores they are those of
-one core. Needs nothing else running.
+trains so many at a time, each on one CPU core: on a GPU the times are then none to speak of, on N cores they are
+those of one core. Needs nothing else running.
 """
 
 from __future__ import annotations
