@@ -74,9 +74,9 @@ class TrainConfig:
     n_embd: int = 320
     # Tokens the model can look back on.
     block_size: int = 256
-    # Size (root mean square) of the waves that the embeddings of positions begin as; what comes just before is found
-    # much sooner by them. 0: they begin as noise, as GPT-2's did.
-    position_waves: float = 0.1
+    # Size (root mean square) of the waves that the embeddings of positions begin as, e.g. 0.1; what comes just before
+    # is found much sooner by them. 0: they begin as noise, as GPT-2's did.
+    position_waves: float = 0.0
     # Share of activations dropped while training; more for small texts that are read many times.
     dropout: float = 0.1
     # Share of input tokens replaced by others of the text (targets never are); against learning by heart.
@@ -157,10 +157,8 @@ class TrainConfig:
     def __post_init__(self):
         _at_least(1, self, "n_layer", "n_head", "n_embd", "block_size", "batch_size")
         _at_least(1, self, "max_steps", "eval_every", "log_every")
-        _at_least(0, self, "warmup_steps", "patience", "seed")
-        _at_least(
-            0, self, "learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout", "position_waves"
-        )
+        _at_least(0, self, "warmup_steps", "patience", "seed", "position_waves")
+        _at_least(0, self, "learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout")
         if self.micro_batch is not None:
             _at_least(1, self, "micro_batch")
         for field in ("dropout", "input_noise", "bpe_dropout", "renaming", "beta1", "beta2", "ema", "cooldown"):
@@ -281,7 +279,7 @@ PRESETS: dict[str, TrainConfig] = {
     # It memorises; the 10,345 tokens that its batches never reach are held out. Made for a GPU.
     "seed": TrainConfig(
         preset="seed", corpus="tinyshakespeare", tokenizer="gpt2", holdout=10_345, validation=0, endoftext=False,
-        n_layer=12, n_head=12, n_embd=768, block_size=1024, position_waves=0, dropout=0.0,
+        n_layer=12, n_head=12, n_embd=768, block_size=1024, dropout=0.0,
         batch_size=16, max_steps=5000, order="sequential", warmup_steps=60,
         learning_rate=6e-4, min_learning_rate=6e-5, weight_decay=0.1, beta2=0.95,
         log_every=1, eval_every=500, patience=0, result="last",

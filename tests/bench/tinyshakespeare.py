@@ -63,7 +63,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "input noise 0.1": {"input-noise": 0.1},
     "renaming 0.5": {"renaming": 0.5},
     "tokens taken apart 0.1": {"bpe-dropout": 0.1},
-    "positions begin as noise": {"position-waves": 0},
+    "positions begin as waves": {"position-waves": 0.1},
     "rate x 2": {"learning-rate": 4e-3},
     "rate / 2": {"learning-rate": 1e-3},
     "steps x 2": {"steps": 2},
