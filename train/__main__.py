@@ -23,7 +23,7 @@ from train.corpus import corpus_name, open_corpus
 from train.export import RUN
 from train.journal import FILES
 from train.learner import is_out_of_memory
-from train.processes import Lost, Processes, Stopped
+from train.processes import Lost, Processes, Stopped, leave
 from train.pusher import Pusher
 from train.trainer import Result, fit
 
@@ -230,4 +230,4 @@ def resume(directory: Path) -> str:
 if __name__ == "__main__":
     code = main()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is done; Python's own end would let it look killed
-    sys.exit(code)
+    leave(code)

@@ -16,7 +16,7 @@ from page import inside
 from page.share import settings_of
 from page.writing import Sample, news, write
 from tests.page.conftest import TRAINED_ON
-from tests.page.visit import INJECTIONS, begin, generate, number, open_more, room, sheet, status, wait
+from tests.page.visit import INJECTIONS, begin, generate, number, open_more, press, room, sheet, status, wait
 
 PARAMS = gpt2.SamplingParams(max_new_tokens=12, temperature=0.9, top_k=30, top_p=0.9, seed=5)
 
@@ -281,7 +281,7 @@ def test_after_continue_every_token_that_was_written_is_there_and_can_be_chosen(
     page = open_page()
     generate(page, max_tokens=25)
     before = sheet(page)
-    page.get_by_role("button", name="Continue").click()
+    press(page, "Continue")
     wait(page, lambda: len(sheet(page)) > len(before) and status(page).startswith("25 tokens"))
     look(page)
     assert len(tokens(page)) == 50 and page.locator("#tokens .given").text_content() == "ROMEO:"

@@ -12,7 +12,7 @@ import pytest
 import app
 from page import desk
 from page.writing import PRESETS, SAMPLES, SETTINGS
-from tests.page.visit import INJECTIONS, begin, generate, number, open_more, serve, sheet, status, wait
+from tests.page.visit import INJECTIONS, begin, generate, number, open_more, press, serve, sheet, status, wait
 
 
 @pytest.mark.browser
@@ -175,16 +175,16 @@ def test_nothing_is_wider_than_the_screen(open_page, width):
 def test_continue_goes_on_from_the_text_regenerate_tries_again_and_undo_takes_it_back(open_page):
     page = open_page()
     first = generate(page)
-    page.get_by_role("button", name="Continue").click()
+    press(page, "Continue")
     wait(page, lambda: len(sheet(page)) > len(first) and status(page).startswith("40 tokens"))
     longer = sheet(page)
     assert longer.startswith(first)
-    page.get_by_role("button", name="Regenerate").click()
+    press(page, "Regenerate")
     wait(page, lambda: sheet(page) != longer and status(page).startswith("40 tokens"))
     other = sheet(page)
     assert other.startswith(first) and other != longer
     for expected in (longer, first, ""):
-        page.get_by_role("button", name="Undo").click()
+        press(page, "Undo")
         wait(page, lambda expected=expected: sheet(page) == expected)
 
 
@@ -192,7 +192,7 @@ def test_continue_goes_on_from_the_text_regenerate_tries_again_and_undo_takes_it
 def test_with_nothing_written_the_other_buttons_say_so(open_page):
     page = open_page()
     for name in ("Continue", "Regenerate", "Undo"):
-        page.get_by_role("button", name=name).click()
+        press(page, name)
         wait(page, lambda: status(page) == desk.NOTHING)
     assert sheet(page) == ""
 
@@ -264,7 +264,7 @@ def test_several_samples_are_each_continued(open_page):
         wait(page, lambda words=words: status(page).startswith("40 tokens") and words in status(page))
         texts.append(page.locator("#sheet article p").all_text_contents())
     assert all(after.startswith(before) and after != before for before, after in zip(*texts, strict=True))
-    page.get_by_role("button", name="Undo").click()
+    press(page, "Undo")
     wait(page, lambda: page.locator("#sheet article p").all_text_contents() == texts[0])
 
 

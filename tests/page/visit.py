@@ -108,6 +108,13 @@ def generate(page, prompt: str = "ROMEO:", max_tokens: int = 40) -> str:
     return sheet(page)
 
 
+def press(page, name: str) -> None:
+    """Click a button that writes, once what was written before is at its end for Gradio too: the last of a text comes
+    a moment earlier, and a click between the two is dropped, as the second of a double click is."""
+    page.locator("#status [data-testid=status-tracker].hide").wait_for(state="attached")
+    page.get_by_role("button", name=name, exact=True).click()
+
+
 def room(page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 

@@ -109,6 +109,13 @@ def test_two_launchers_as_on_two_machines_have_the_losses_of_one(tmp_path, launc
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1.01e-5)
 
 
+def test_one_of_several_processes_ends_before_its_threads_can_abort_it():
+    script = "import atexit, os; from train.processes import leave; atexit.register(os.abort); print('said'); leave(3)"
+    env = {**os.environ, "WORLD_SIZE": "2"}
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, timeout=120)
+    assert (ended.returncode, ended.stdout.split()) == (3, [b"said"])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_stop_reaches_all_and_another_number_of_processes_goes_on_to_the_same_end(tmp_path, launch):
     schedule = ("--optimizer", "muon", "--ema", "0.9", "--patience", "0")
