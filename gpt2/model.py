@@ -27,6 +27,7 @@ IGNORE = -1  # a target that is not scored
 # Positions whose logits exist at the same time during training: 2,048 x 50,304 in float32 are 0.4 GB, where
 # all 16 x 1,024 of a GPT-2 batch would be 3.3 GB. A CPU is as fast with a quarter of that.
 LOSS_CHUNK, LOSS_CHUNK_ON_CPU = 2048, 512
+ROWS = 128  # of the attention that drops, at a time
 
 
 class CausalSelfAttention(nn.Module):
@@ -46,11 +47,8 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if cache is not None:
             y = attend(q, *cache.update(layer, k, v), mask)
-        elif self.training and self.dropout and x.is_cpu:  # where PyTorch's own has no fast way to drop
-            future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-            scores = (q * q.size(-1) ** -0.5) @ k.transpose(2, 3) + future  # (B, nh, T, T)
-            weights = scores.softmax(-1).to(q.dtype)
-            y = dropout(weights, self.dropout) @ v  # (B, nh, T, hs)
+        elif self.training and self.dropout and x.is_cpu:
+            y = attend_and_drop(q, k, v, self.dropout)
         else:
             p = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, nh, T, hs)
@@ -66,6 +64,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """
     scores = (q * q.size(-1) ** -0.5) @ k.transpose(2, 3)  # (B, nh, T, S)
     return weighted_sum(torch.where(mask, scores, -math.inf).softmax(-1), v)  # (B, nh, T, hs)
+
+
+def attend_and_drop(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+    """Causal attention of q over k and v, all (B, nh, T, hs), a share p of whose weights is dropped, on a CPU: where
+    PyTorch's own has no fast way to drop, and multiplies with the future, too, before it forgets it.
+
+    Rows at a time, with what came before them. In the inputs' own type: autocast would have softmax write floats.
+    """
+    T, q = q.size(2), q * q.size(-1) ** -0.5
+    future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+    y = []
+    with torch.autocast("cpu", enabled=False):
+        for start in range(0, T, ROWS):
+            end = min(T, start + ROWS)
+            scores = q[:, :, start:end] @ k[:, :, :end].transpose(2, 3) + future[start:end, :end]  # (B, nh, rows, end)
+            y.append(dropout(scores.softmax(-1), p) @ v[:, :, :end])
+    return torch.cat(y, 2)  # (B, nh, T, hs)
 
 
 class MLP(nn.Module):
@@ -133,15 +148,9 @@ class GPT(nn.Module):
         return KVCache(self.config, rows, weight.device, torch.float16 if half else weight.dtype)
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None, position_waves: float = 0.0) -> GPT:
+    def init_weights(self, generator: torch.Generator | None = None) -> GPT:
         """Draw fresh weights as GPT-2 did: N(0, 0.02), biases 0, and the projections that end in the residual
-        stream scaled by 1/sqrt(2 n_layer), for 2 n_layer of them add up there.
-
-        Args:
-            position_waves: let the positions begin as sines and cosines of this root mean square instead, their lengths
-                from 2 pi tokens to 2 pi block_size (after Attention Is All You Need, Vaswani et al., 2017): a shift is
-                a rotation then, and heads that look at the token before, say, are found far sooner.
-        """
+        stream scaled by 1/sqrt(2 n_layer), for 2 n_layer of them add up there."""
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 p.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layer), generator=generator)
@@ -151,12 +160,6 @@ class GPT(nn.Module):
                 p.fill_(1.0)  # layer norms
             else:
                 p.zero_()
-        if position_waves:
-            wpe = self.transformer.wpe.weight  # (block_size, C)
-            T, half = len(wpe), math.ceil(self.config.n_embd / 2)
-            angles = torch.arange(T)[:, None] * T ** -(torch.arange(half) / half)  # (T, half)
-            waves = torch.cat([angles.sin(), angles.cos()], 1)[:, : self.config.n_embd]
-            wpe.copy_(waves * (position_waves * math.sqrt(2)))
         return self
 
     def forward(

@@ -74,9 +74,9 @@ class TrainConfig:
     n_embd: int = 320
     # Tokens the model can look back on.
     block_size: int = 256
-    # Size (root mean square) of the waves that the embeddings of positions begin as, e.g. 0.1; what comes just before
-    # is found much sooner by them. 0: they begin as noise, as GPT-2's did.
-    position_waves: float = 0.0
+    # Begin with attention that can copy: a head that knows the token before, and one that looks for where the present
+    # token stood earlier and what followed it then. Off: all weights begin as noise, as GPT-2's did.
+    head_start: bool = False
     # Share of activations dropped while training; more for small texts that are read many times.
     dropout: float = 0.1
     # Share of input tokens replaced by others of the text (targets never are); against learning by heart.
@@ -89,6 +89,10 @@ class TrainConfig:
     # Share of the windows in which a part of the rare tokens trade places, the same way from the window's start to its
     # end. What stands above then says how a name goes on, and names that were never seen are copied, not mistaken.
     renaming: float = 0.0
+
+    # Share of the windows in which a stretch stands a second time, further on, so that looking up what was said before
+    # pays; where it begins and ends nothing is scored.
+    echo: float = 0.0
 
     # Sequences of block_size tokens in one step.
     batch_size: int = 12
@@ -157,11 +161,11 @@ class TrainConfig:
     def __post_init__(self):
         _at_least(1, self, "n_layer", "n_head", "n_embd", "block_size", "batch_size")
         _at_least(1, self, "max_steps", "eval_every", "log_every")
-        _at_least(0, self, "warmup_steps", "patience", "seed", "position_waves")
+        _at_least(0, self, "warmup_steps", "patience", "seed")
         _at_least(0, self, "learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout")
         if self.micro_batch is not None:
             _at_least(1, self, "micro_batch")
-        for field in ("dropout", "input_noise", "bpe_dropout", "renaming", "beta1", "beta2", "ema", "cooldown"):
+        for field in ("dropout", "input_noise", "bpe_dropout", "renaming", "echo", "beta1", "beta2", "ema", "cooldown"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
         if not 0 < self.distill_share <= 1:
@@ -184,6 +188,10 @@ class TrainConfig:
             raise ValueError(f"tokenizer={self.tokenizer!r} must be gpt2, char or bpe:N, e.g. bpe:2048.")
         if self.tokenizer.startswith("bpe:") and int(self.tokenizer[4:]) < 258:
             raise ValueError(f"tokenizer={self.tokenizer!r}: N counts 256 bytes and <|endoftext|>, so at least 258.")
+        if self.head_start and self.init_from is not None:
+            raise ValueError("head_start is for fresh weights, and init_from has its own: leave one of them out.")
+        if self.head_start and min(self.n_layer, self.n_head) < 2:
+            raise ValueError("head_start needs at least 2 layers and 2 heads.")
         if self.name is not None and not re.fullmatch(r"[\w][\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} must be letters, digits, '-', '_' and '.'; --out takes a path.")
         if self.push_to is not None and not re.fullmatch(REPO_ID, self.push_to):

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -28,6 +28,7 @@ from torch import Tensor
 from gpt2.model import IGNORE
 from gpt2.tokenizer import Tokenizer
 from train import tokens, vocabulary
+from train.augment import Augmentation, generator
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.fetch import cache_dir, sweep
@@ -35,7 +36,6 @@ from train.state import flush
 
 FORMAT = 2  # raise it when what the files hold changes, so that old ones are not read
 PARTS = ("train", "validation", "holdout")
-RARE, RENAMED = 256, 0.25  # a token is rare that is not one in 256; so many of them trade places in a window
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,7 @@ class Batches:
         ids: the training tokens, (n,).
         block_size: T.
         batch_size: B, sequences in one step.
-        input_noise: share of the input tokens that are replaced by others of the text, drawn as often as they occur.
-        bpe_dropout: share of the tokens that are taken apart, of what they become too (after BPE-Dropout, Provilkov et
-            al., 2020, who forget merges while they make the tokens).
-        origins: of every id, the two that it was merged from, or -1.
-        renaming: share of the windows in which some rare tokens have traded places, all through the window.
-        bos: the id that documents begin with; it keeps its place.
+        augmentation: what is done to the windows; default: nothing.
     """
 
     def __init__(
@@ -127,20 +122,10 @@ class Batches:
         batch_size: int,
         seed: int,
         order: str,
-        input_noise: float = 0.0,
-        bpe_dropout: float = 0.0,
-        origins: Sequence[tuple[int, int]] = (),
-        renaming: float = 0.0,
-        bos: int = 0,
+        augmentation: Augmentation | None = None,
     ):
         self.ids, self.block_size, self.batch_size, self.seed, self.order = ids, block_size, batch_size, seed, order
-        self.input_noise, self.bpe_dropout = input_noise, bpe_dropout
-        self.parts = torch.tensor(origins)  # (V, 2)
-        self.renaming, self.names = renaming, torch.arange(len(origins))  # (V,)
-        if renaming:
-            counts = sum(np.bincount(some.numpy(), minlength=len(origins)) for some in ids.split(2**24))  # (V,)
-            counts[bos] = 0
-            self.rare = self.names[(0 < counts) & (counts * RARE < len(ids))]
+        self.augmentation = augmentation or Augmentation(ids)
         n = ids.numel()
         # Windows of an epoch. Shuffled leaves room for the offset; sequential uses every full window, and where
         # the text ends with the last window, its last token has no target.
@@ -151,41 +136,9 @@ class Batches:
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
         rows = [self._window(*divmod(number, self.windows)) for number in numbers]
         idx, targets = (torch.stack(column) for column in zip(*rows, strict=True))  # (B, T), (B, T)
-        if self.input_noise:
-            for row in range(self.batch_size):
-                self._disturb(idx[row], f"{self.seed}/noise/{step}/{row}")
+        for row in range(self.batch_size):
+            self.augmentation.disturb(idx[row], f"{self.seed}/noise/{step}/{row}")
         return idx, targets
-
-    def _disturb(self, idx: Tensor, seed: str) -> None:
-        """Replace some of a row, (T,), in place."""
-        generator = _generator(seed)
-        replaced = torch.rand(idx.shape, generator=generator) < self.input_noise  # (T,)
-        positions = torch.randint(self.ids.numel(), (int(replaced.sum()),), generator=generator)
-        # NumPy's index: PyTorch before 2.12 has none for such numbers.
-        idx[replaced] = torch.from_numpy(self.ids.numpy()[positions.numpy()].astype(np.int64))
-
-    def _taken_apart(self, window: Tensor, seed: str) -> Tensor:
-        """Some of the tokens in pieces, (T + 1,) as before."""
-        generator, n = _generator(seed), len(window)
-        new = torch.ones(n, dtype=torch.bool)  # what may be taken apart yet
-        while new.any():
-            new &= (torch.rand(n, generator=generator) < self.bpe_dropout) & (self.parts[window, 0] >= 0)
-            times = 1 + new.long()
-            at = (times.cumsum(0) - times)[new]  # where the pieces go
-            pieces, window = self.parts[window[new]], window.repeat_interleave(times)
-            window[at], window[at + 1] = pieces.unbind(1)
-            window, new = window[:n], new.repeat_interleave(times)[:n]
-        return window
-
-    def _renamed(self, window: Tensor, seed: str) -> Tensor:
-        """Rare tokens in each other's places, (T + 1,), or in some windows as it is."""
-        generator = _generator(seed)
-        if float(torch.rand((), generator=generator)) >= self.renaming:
-            return window
-        chosen = self.rare[torch.rand(len(self.rare), generator=generator) < RENAMED]
-        names = self.names.clone()
-        names[chosen] = chosen[torch.randperm(len(chosen), generator=generator)]
-        return names[window]
 
     def _window(self, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         start = number * self.block_size
@@ -193,24 +146,19 @@ class Batches:
             offset, permutation = _epoch(self.seed, epoch, self.windows, self.ids.numel() - 1, self.block_size)
             start = offset + int(permutation[number]) * self.block_size
         window = self.ids[start : start + self.block_size + 1].long()
-        if self.bpe_dropout:
-            window = self._taken_apart(window, f"{self.seed}/bpe/{epoch}/{number}")
-        if self.renaming:
-            window = self._renamed(window, f"{self.seed}/names/{epoch}/{number}")
+        window, unforeseen = self.augmentation.window(window, self.seed, f"{epoch}/{number}")
         targets = torch.full((self.block_size,), IGNORE)
         targets[: window.numel() - 1] = window[1:]
+        for place in unforeseen:
+            targets[place - 1] = IGNORE
         return window[: self.block_size], targets  # (T,), (T,)
 
 
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, windows: int, last: int, block_size: int) -> tuple[int, Tensor]:
-    generator = _generator(f"{seed}/{epoch}")
+    draw = generator(f"{seed}/{epoch}")
     slack = min(block_size, last - windows * block_size + 1)  # offsets that keep every window inside the text
-    return int(torch.randint(max(1, slack), (), generator=generator)), torch.randperm(windows, generator=generator)
-
-
-def _generator(seed: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
+    return int(torch.randint(max(1, slack), (), generator=draw)), torch.randperm(windows, generator=draw)
 
 
 # ---- ids to files and back

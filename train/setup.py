@@ -13,7 +13,7 @@ from torch import Tensor
 
 import gpt2
 from gpt2 import checkpoint
-from train import card
+from train import card, headstart
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Dataset
@@ -62,7 +62,10 @@ def new_model(config: TrainConfig, data: Dataset, device: torch.device, pretrain
         model = gpt2.GPT(
             gpt2.GPTConfig(vocab_size=data.tokenizer.vocab_size, **sizes, **ends), pad_vocab_to=MODEL_PADDING
         )
-    model.to_empty(device="cpu").init_weights(torch.Generator().manual_seed(config.seed), config.position_waves)
+    draw = torch.Generator().manual_seed(config.seed)
+    model.to_empty(device="cpu").init_weights(draw)
+    if config.head_start:
+        headstart.give(model, draw)
     if pretrained is not None:
         theirs = dict(pretrained.named_parameters())
         with torch.no_grad():

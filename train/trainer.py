@@ -16,6 +16,7 @@ from pathlib import Path
 import gpt2
 from gpt2 import device as hardware
 from train import scoring, setup, state
+from train.augment import Augmentation
 from train.config import TrainConfig
 from train.corpus import Corpus
 from train.dataset import Batches, Dataset, prepare
@@ -129,9 +130,11 @@ class Run:
         self.processes, self.tracker = learner.processes, None
         self.teachers = learner.teachers.sha256 if learner.teachers else []
         self.processes.while_first(self.open_tracker)
-        shape = (config.block_size, config.batch_size, config.seed, config.order, config.input_noise)
-        augmented = (config.bpe_dropout, data.tokenizer.origins, config.renaming, data.bos)
-        self.batches = Batches(data.train.ids, *shape, *augmented)
+        shape = (config.block_size, config.batch_size, config.seed, config.order)
+        names = ("input_noise", "bpe_dropout", "renaming", "echo")
+        changes = {name: getattr(config, name) for name in names}
+        augmentation = Augmentation(data.train.ids, data.tokenizer.origins, data.bos, **changes)
+        self.batches = Batches(data.train.ids, *shape, augmentation)
         self.stopper = Stopper(config.patience)
         self.journal = self.open_journal()
         self.prompts = config.prompts or exporter.corpus.prompts or setup.default_prompts(data)

@@ -151,20 +151,6 @@ def test_fresh_weights_are_drawn_as_gpt2_drew_them():
             assert p.mean().item() == pytest.approx(0, abs=0.05 * std), name
 
 
-@pytest.mark.parametrize("width", [64, 33])
-def test_positions_can_begin_as_waves_where_a_shift_is_a_rotation(width):
-    config = gpt2.GPTConfig(block_size=48, vocab_size=90, n_layer=1, n_head=1, n_embd=width)
-    plain, waves = (gpt2.GPT(config).init_weights(torch.Generator().manual_seed(0), rms) for rms in (0.0, 0.1))
-    before, wpe = plain.transformer.wpe.weight.detach(), waves.transformer.wpe.weight.detach()
-    assert torch.equal(plain.transformer.wte.weight, waves.transformer.wte.weight)
-    assert before.std().item() == pytest.approx(0.02, rel=0.05)
-    assert wpe.square().mean().sqrt().item() == pytest.approx(0.1, rel=0.05)
-    if width % 2 == 0:
-        for shift in (1, 5):
-            products = (wpe[shift:] * wpe[:-shift]).sum(1)
-            assert products.std() < 1e-5 < products.mean()  # how near two positions are depends on their distance alone
-
-
 def test_the_same_generator_draws_the_same_weights_and_leaves_the_global_one_alone():
     ambient = torch.get_rng_state()
     with torch.device("meta"):

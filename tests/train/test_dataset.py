@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from gpt2.model import IGNORE
 from gpt2.tokenizer import Tokenizer
 from train import dataset, tokens
+from train.augment import Augmentation
 from train.config import preset
 from train.corpus import Corpus, open_corpus
 from train.dataset import PARTS, Batches, prepare
@@ -210,7 +211,7 @@ def test_many_tokens_are_32_bits_and_mapped_and_can_be_trained_on(corpus, config
     assert many.train.ids.long().equal(few.train.ids.long())
     monkeypatch.setattr(Tokenizer, "vocab_size", property(huge))
     for ids in (few.train.ids, many.train.ids):
-        idx, targets = Batches(ids, 32, 4, 1, "shuffled", input_noise=0.5).at(3)
+        idx, targets = Batches(ids, 32, 4, 1, "shuffled", Augmentation(ids, input_noise=0.5)).at(3)
         assert idx.dtype == targets.dtype == torch.int64
 
 
@@ -416,7 +417,7 @@ def test_sequential_batches_follow_each_other_and_repeat():
 
 def test_noise_replaces_about_its_share_of_the_inputs_and_no_target():
     ids = torch.arange(10_000)
-    clean, noisy = (Batches(ids, 64, 32, 1, "shuffled", input_noise=p) for p in (0.0, 0.3))
+    clean, noisy = (Batches(ids, 64, 32, 1, "shuffled", Augmentation(ids, input_noise=p)) for p in (0.0, 0.3))
     idx, targets = clean.at(5)
     disturbed, same = noisy.at(5)
     assert same.equal(targets)
@@ -425,14 +426,15 @@ def test_noise_replaces_about_its_share_of_the_inputs_and_no_target():
 
 def test_noise_is_drawn_from_the_text_as_often_as_it_holds_a_token():
     ids = torch.tensor([7] * 900 + [9] * 100).to(torch.uint16)
-    idx, _ = Batches(ids, 100, 9, 1, "shuffled", input_noise=0.999).at(0)
+    idx, _ = Batches(ids, 100, 9, 1, "shuffled", Augmentation(ids, input_noise=0.999)).at(0)
     assert set(idx.flatten().tolist()) == {7, 9}
     assert 0.05 < float((idx == 9).float().mean()) < 0.15
 
 
 def test_noise_depends_on_seed_and_step_and_row_and_nothing_else():
     def noisy(seed=1):
-        return Batches(torch.arange(10_000), 64, 4, seed, "sequential", input_noise=0.5)
+        ids = torch.arange(10_000)
+        return Batches(ids, 64, 4, seed, "sequential", Augmentation(ids, input_noise=0.5))
 
     walked = noisy()
     for step in range(4):
@@ -467,7 +469,9 @@ def test_a_share_of_the_tokens_is_taken_apart_and_still_says_the_same(corpus, co
     data = prepare(corpus, config)
     text = data.tokenizer.decode(data.train.ids.tolist())
     shape, origins = (32, 8, 1, "shuffled"), data.tokenizer.origins
-    some, all_of_it, none = (Batches(data.train.ids, *shape, bpe_dropout=p, origins=origins) for p in (0.2, 0.999, 0.0))
+    some, all_of_it, none = (
+        Batches(data.train.ids, *shape, Augmentation(data.train.ids, origins, bpe_dropout=p)) for p in (0.2, 0.999, 0.0)
+    )
     whole, _ = none.at(3)
     for batches, low, high in ((some, 0.05, 0.4), (all_of_it, 0.95, 1.0)):
         idx, targets = batches.at(3)
@@ -484,7 +488,7 @@ def test_in_a_share_of_the_windows_rare_tokens_trade_places_and_keep_them_to_the
     ids = torch.multinomial(1 / torch.arange(1, 401), 20_000, True, generator=torch.Generator().manual_seed(1))
     counts, bos, shape = torch.bincount(ids, minlength=400), 250, (64, 40, 1, "shuffled")
     plain, some, every = (
-        Batches(ids, *shape, origins=[(-1, -1)] * 400, renaming=p, bos=bos) for p in (0.0, 0.5, 0.999)
+        Batches(ids, *shape, Augmentation(ids, [(-1, -1)] * 400, bos, renaming=p)) for p in (0.0, 0.5, 0.999)
     )
     (before, _), (half, _), (idx, targets) = plain.at(2), some.at(2), every.at(2)
     assert torch.equal(idx[:, 1:], targets[:, :-1]) and torch.equal(idx, every.at(2)[0])
@@ -493,3 +497,25 @@ def test_in_a_share_of_the_windows_rare_tokens_trade_places_and_keep_them_to_the
         assert len(set(zip(row, was, strict=True))) == len(set(row)) == len(set(was)), "one name for each, all along"
         changed = {old for new, old in zip(row, was, strict=True) if new != old}
         assert changed and bos not in changed and all(counts[old] * 256 < len(ids) for old in changed)
+
+
+def test_in_a_share_of_the_windows_a_stretch_stands_a_second_time_and_its_seams_are_not_scored():
+    ids, shape = torch.arange(20_000), (64, 40, 1, "shuffled")
+    plain, some, every = (Batches(ids, *shape, Augmentation(ids, echo=p)) for p in (0.0, 0.5, 0.999))
+    (before, _), (half, _), (idx, targets) = plain.at(2), some.at(2), every.at(2)
+    assert torch.equal(idx, every.at(2)[0])
+    assert 8 < int((half == before).all(1).sum()) < 32
+    for row, seen, was in zip(idx.tolist(), targets.tolist(), before.tolist(), strict=True):
+        first, second = (place + 1 for place, target in enumerate(seen) if target == IGNORE)
+        echo, end = row[first:second], 64 - (second - first)
+        start = was.index(echo[0])
+        assert 4 <= len(echo) < 22 and row[start : start + len(echo)] == echo == was[start : start + len(echo)]
+        assert start + len(echo) <= first and row[:first] + row[second:] == was[:end], "and nothing else is changed"
+        assert all(target in (following, IGNORE) for following, target in zip(row[1:], seen[:-1], strict=True))
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 8, 17])
+def test_windows_too_short_for_an_echo_stay_as_they_are(block_size):
+    ids = torch.arange(500)
+    idx, targets = Batches(ids, block_size, 16, 1, "shuffled", Augmentation(ids, echo=0.999)).at(0)
+    assert idx.shape == targets.shape == (16, block_size)

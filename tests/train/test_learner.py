@@ -24,7 +24,7 @@ def make(corpus, config):
     def learner(**changes) -> tuple[Learner, Batches]:
         changed = replace(config, **changes)
         data = prepare(corpus, changed)
-        shape = (changed.block_size, changed.batch_size, changed.seed, changed.order, changed.input_noise)
+        shape = (changed.block_size, changed.batch_size, changed.seed, changed.order)
         model = new_model(changed, data, CPU)
         precision = Precision(torch.float32, "as asked")
         return Learner(changed, model, CPU, precision, Processes()), Batches(data.train.ids, *shape)
