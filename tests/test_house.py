@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_LINES = 7080  # of code
+MAX_LINES = 7180  # of code
 
 # Top floor first. A module imports from its own floor or from those below; a file that is not yet written may have
 # its place, one that has no place fails.
@@ -27,7 +27,7 @@ FLOORS = {
         {"trainer", "setup", "learner", "export", "publish", "pusher", "upload", "space", "card", "gguf"}
         | {"evaluate"},
         {"dataset", "tokens", "vocabulary", "optimizer", "processes", "scoring", "memory", "state", "journal"}
-        | {"tracking", "teachers"},
+        | {"tracking", "teachers", "augment", "headstart"},
         {"corpus", "plays", "document", "fetch", "config", "__init__"},
     ],
 }

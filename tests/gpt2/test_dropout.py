@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,11 +46,12 @@ def test_nothing_is_dropped_but_in_training():
     assert Dropout(0.0).train()(x) is x
 
 
-def test_attention_that_drops_nothing_is_plain_attention(monkeypatch):
-    model = gpt2.GPT(CONFIG).init_weights(torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("length", [1, 16, network.ROWS, network.ROWS + 1, 2 * network.ROWS + 40])
+def test_attention_that_drops_nothing_is_plain_attention(monkeypatch, length):
+    model = gpt2.GPT(replace(CONFIG, block_size=length)).init_weights(torch.Generator().manual_seed(0))
     for p in model.parameters():
         torch.nn.init.normal_(p, 0, 0.2)
-    idx = torch.randint(50, (3, 16))
+    idx = torch.randint(50, (3, length))
     expected = model.eval()(idx)[0]
     monkeypatch.setattr(network, "dropout", lambda x, p: x)  # of attention
     for part in model.modules():
