@@ -6,6 +6,7 @@ Knows token ids; nothing of files, batches or models. What is drawn follows from
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,11 +23,13 @@ class Augmentation:
     Args:
         ids: the training tokens, (n,), for what is drawn from them.
         origins: of every id, the two that it was merged from, or -1.
+        texts: of every id, what it stands for.
         bos: the id that documents begin with; it keeps its place.
         input_noise: share of the input tokens that are replaced by others of the text, drawn as often as they occur.
         bpe_dropout: share of the tokens that are taken apart, of what they become too (after BPE-Dropout, Provilkov et
             al., 2020, who forget merges while they make the tokens).
-        renaming: share of the windows in which some rare tokens have traded places, all through the window.
+        renaming: share of the windows in which some rare tokens have traded places with others that look alike, all
+            through the window.
         echo: share of the windows in which a stretch stands a second time, further on.
     """
 
@@ -34,6 +37,7 @@ class Augmentation:
         self,
         ids: Tensor,
         origins: Sequence[tuple[int, int]] = (),
+        texts: Sequence[str] = (),
         bos: int = 0,
         *,
         input_noise: float = 0.0,
@@ -43,9 +47,11 @@ class Augmentation:
     ):
         self.ids, self.input_noise, self.bpe_dropout = ids, input_noise, bpe_dropout
         self.renaming, self.echo = renaming, echo
-        self.parts, self.names = torch.tensor(origins), torch.arange(len(origins))  # (V, 2), (V,)
+        self.parts, self.names = torch.tensor(origins), torch.arange(len(texts))  # (V, 2), (V,)
         if renaming:
-            counts = sum(np.bincount(some.numpy(), minlength=len(origins)) for some in ids.split(2**24))  # (V,)
+            shapes = [shape(text) for text in texts]
+            self.kinds = torch.tensor([sorted(set(shapes)).index(one) for one in shapes])  # (V,)
+            counts = sum(np.bincount(some.numpy(), minlength=len(texts)) for some in ids.split(2**24))  # (V,)
             counts[bos] = 0
             self.rare = self.names[(0 < counts) & (counts * RARE < len(ids))]
 
@@ -85,8 +91,9 @@ class Augmentation:
         if float(torch.rand((), generator=draw)) >= self.renaming:
             return window
         chosen = self.rare[torch.rand(len(self.rare), generator=draw) < RENAMED]
-        names = self.names.clone()
-        names[chosen] = chosen[torch.randperm(len(chosen), generator=draw)]
+        kinds, names = self.kinds[chosen], self.names.clone()
+        shuffled = (kinds + torch.rand(len(chosen), generator=draw)).argsort()  # within each kind
+        names[chosen[kinds.argsort()]] = chosen[shuffled]
         return names[window]
 
     def _echoed(self, window: Tensor, draw: torch.Generator) -> tuple[Tensor, list[int]]:
@@ -99,6 +106,12 @@ class Augmentation:
         at = int(torch.randint(start + length, n - length, (), generator=draw))
         window = torch.cat([window[:at], window[start : start + length], window[at:]])[:n]
         return window, [at, at + length]
+
+
+def shape(text: str) -> str:
+    """What a token looks like: capitals, small letters, digits, all else as it is; " Gre" is " Aa"."""
+    kinds = "".join("A" if c.isupper() else "a" if c.islower() else "0" if c.isdigit() else c for c in text)
+    return re.sub(r"(.)\1+", r"\1", kinds, flags=re.DOTALL)
 
 
 def generator(seed: str) -> torch.Generator:

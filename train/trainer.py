@@ -133,7 +133,8 @@ class Run:
         shape = (config.block_size, config.batch_size, config.seed, config.order)
         names = ("input_noise", "bpe_dropout", "renaming", "echo")
         changes = {name: getattr(config, name) for name in names}
-        augmentation = Augmentation(data.train.ids, data.tokenizer.origins, data.bos, **changes)
+        texts = [data.tokenizer.decode([idx]) for idx in range(data.tokenizer.vocab_size)]
+        augmentation = Augmentation(data.train.ids, data.tokenizer.origins, texts, data.bos, **changes)
         self.batches = Batches(data.train.ids, *shape, augmentation)
         self.stopper = Stopper(config.patience)
         self.journal = self.open_journal()

@@ -487,8 +487,9 @@ def test_a_share_of_the_tokens_is_taken_apart_and_still_says_the_same(corpus, co
 def test_in_a_share_of_the_windows_rare_tokens_trade_places_and_keep_them_to_the_end():
     ids = torch.multinomial(1 / torch.arange(1, 401), 20_000, True, generator=torch.Generator().manual_seed(1))
     counts, bos, shape = torch.bincount(ids, minlength=400), 250, (64, 40, 1, "shuffled")
+    texts = [("XYZ" if number % 2 else " xyz")[: 2 + number % 3] for number in range(400)]  # " x" and " xy" look alike
     plain, some, every = (
-        Batches(ids, *shape, Augmentation(ids, [(-1, -1)] * 400, bos, renaming=p)) for p in (0.0, 0.5, 0.999)
+        Batches(ids, *shape, Augmentation(ids, texts=texts, bos=bos, renaming=p)) for p in (0.0, 0.5, 0.999)
     )
     (before, _), (half, _), (idx, targets) = plain.at(2), some.at(2), every.at(2)
     assert torch.equal(idx[:, 1:], targets[:, :-1]) and torch.equal(idx, every.at(2)[0])
@@ -496,6 +497,7 @@ def test_in_a_share_of_the_windows_rare_tokens_trade_places_and_keep_them_to_the
     for row, was in zip(idx.tolist(), before.tolist(), strict=True):
         assert len(set(zip(row, was, strict=True))) == len(set(row)) == len(set(was)), "one name for each, all along"
         changed = {old for new, old in zip(row, was, strict=True) if new != old}
+        assert all((new - old) % 2 == 0 for new, old in zip(row, was, strict=True)), "capitals with capitals"
         assert changed and bos not in changed and all(counts[old] * 256 < len(ids) for old in changed)
 
 
