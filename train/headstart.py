@@ -1,7 +1,7 @@
 """Weights that begin with what every language model comes to find, and small ones on little text never do: attention
-that copies. One head of the first layer looks at the token before; one of the second looks for where the present token
-came before, and says what followed it there (induction heads: In-context Learning and Induction Heads, Olsson et al.,
-2022). They are weights like any other from then on, and the network is a plain GPT-2.
+that copies. Two heads of the first layer look at the token before and the one before that; two of the second look for
+where the present token, or the last two, came before, and say what followed there (induction heads: In-context Learning
+and Induction Heads, Olsson et al., 2022). They are weights like any other from then on, in a plain GPT-2.
 
 Knows the network; nothing of text or training.
 """
@@ -24,7 +24,7 @@ FASTEST = 2.0  # radians per token
 
 @torch.no_grad()
 def give(model: GPT, draw: torch.Generator) -> GPT:
-    """Put the two heads, and the embeddings that they live on, in the place of fresh weights.
+    """Put the four heads, and the embeddings that they live on, in the place of fresh weights.
 
     Positions are waves in the last channels, as many as a head has, so that a shift is a rotation (after Attention Is
     All You Need, Vaswani et al., 2017); the heads carry tokens through a subspace of the other channels.
@@ -43,13 +43,24 @@ def give(model: GPT, draw: torch.Generator) -> GPT:
     waves = slice(tokens, tokens + 2 * half)
     model.transformer.wpe.weight[:, waves] = WAVES * torch.cat([angles.sin(), angles.cos()], 1)
 
-    here, before = torch.zeros(2, size, C)  # what reads the waves of a position, and those of the one before
+    here = torch.zeros(size, C)  # reads the waves of a position
     here[: 2 * half, waves] = torch.eye(2 * half)
-    cos, sin = rates.cos().diag(), rates.sin().diag()
-    before[: 2 * half, waves] = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
-    token, last, copied = (_subspace(size, tokens, C, draw) for _ in range(3))
-    _set(h[0].attn, SHARPNESS * before, SHARPNESS * here, token, PREVIOUS * last)
-    _set(h[1].attn, SHARPNESS * token, SHARPNESS * last, copied, COPY * copied)
+
+    def before(n: int) -> Tensor:  # reads those of the position n tokens ago
+        cos, sin = (n * rates).cos().diag(), (n * rates).sin().diag()
+        reads = torch.zeros(size, C)
+        reads[: 2 * half, waves] = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
+        return reads
+
+    token, last, last_but_one, first_copy, second_copy = (_subspace(size, tokens, C, draw) for _ in range(5))
+    turn = torch.linalg.qr(torch.randn(size, size, generator=draw))[0]  # keeps two sums apart
+    for head, (n, place) in enumerate([(1, last), (2, last_but_one)]):
+        _set(h[0].attn, head, SHARPNESS * before(n), SHARPNESS * here, token, PREVIOUS * place)
+    for head, (now, then, copy) in enumerate([
+        (token, last, first_copy),
+        (token + turn @ last, last + turn @ last_but_one, second_copy),
+    ]):
+        _set(h[1].attn, head, SHARPNESS * now, SHARPNESS * then, copy, COPY * copy)
     return model
 
 
@@ -59,9 +70,10 @@ def _subspace(size: int, channels: int, C: int, draw: torch.Generator) -> Tensor
     return torch.cat([rows, torch.zeros(size, C - channels)], 1)
 
 
-def _set(attention: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-    """The weights of the first head, all (size, C)."""
+def _set(attention: torch.nn.Module, head: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """The weights of a head, all (size, C)."""
     C, size = q.size(1), q.size(0)
     for number, rows in enumerate((q, k, v)):
-        attention.c_attn.weight[number * C : number * C + size] = rows
-    attention.c_proj.weight[:, :size] = out.T
+        start = number * C + head * size
+        attention.c_attn.weight[start : start + size] = rows
+    attention.c_proj.weight[:, head * size : (head + 1) * size] = out.T
