@@ -50,9 +50,19 @@ SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "bat
 RECIPES: dict[str, dict[str, Any]] = {
     # On two CPU cores within an hour.
     "mini": {
-        "tokenizer": "bpe:512", "n-layer": 4, "n-head": 5, "n-embd": 320, "block-size": 512, "batch-size": 8,
-        "learning-rate": 4e-3, "cooldown": 0.5, "weight-decay": 0.5,
-        "head-start": [], "renaming": 0.5, "echo": 0.5, "max-steps": 4400,
+        "tokenizer": "bpe:512",
+        "n-layer": 4,
+        "n-head": 5,
+        "n-embd": 320,
+        "block-size": 512,
+        "batch-size": 8,
+        "learning-rate": 4e-3,
+        "cooldown": 0.5,
+        "weight-decay": 0.5,
+        "head-start": [],
+        "renaming": 0.5,
+        "echo": 0.5,
+        "max-steps": 4250,
     },
     "small": SMALL,
     "gpt2": SMALL | {"tokenizer": "gpt2", "dropout": 0.4, "max-steps": 1200},
