@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gpt2.model import IGNORE
 from gpt2.tokenizer import Tokenizer
 from train import dataset, tokens
-from train.augment import Augmentation
+from train.augment import Augmentation, shape
 from train.config import preset
 from train.corpus import Corpus, open_corpus
 from train.dataset import PARTS, Batches, prepare
@@ -499,6 +499,23 @@ def test_in_a_share_of_the_windows_rare_tokens_trade_places_and_keep_them_to_the
         changed = {old for new, old in zip(row, was, strict=True) if new != old}
         assert all((new - old) % 2 == 0 for new, old in zip(row, was, strict=True)), "capitals with capitals"
         assert changed and bos not in changed and all(counts[old] * 256 < len(ids) for old in changed)
+
+
+@pytest.mark.parametrize(
+    ("text", "looks"),
+    [
+        ("PETRUCHIO", "A"),
+        (" Gre", " Aa"),
+        ("'ll", "'a"),
+        ("\n\n", "\n"),
+        ("42", "0"),
+        ("E", "A"),
+        ("", ""),
+        ("Éa", "Aa"),
+    ],
+)
+def test_a_token_looks_like_others_with_the_same_capitals_and_signs(text, looks):
+    assert shape(text) == looks
 
 
 def test_in_a_share_of_the_windows_a_stretch_stands_a_second_time_and_its_seams_are_not_scored():
