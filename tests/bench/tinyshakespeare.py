@@ -43,27 +43,19 @@ BASE = {
     "dropout": 0.2,
     "weight-decay": 0.1,
     "ema": 0.995,
+    "head-start": False,
+    "renaming": 0.0,
+    "echo": 0.0,
     "store": "float16",
 }
 # As large as nanoGPT's for this text; for a GPU.
 SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "batch-size": 32, "max-steps": 2000}
+# On two CPU cores within an hour.
+MINI = {"tokenizer": "bpe:512", "n-layer": 4, "n-head": 5, "n-embd": 320, "block-size": 512, "batch-size": 8}
+MINI |= {"learning-rate": 4e-3, "cooldown": 0.5, "weight-decay": 0.5, "max-steps": 4250}
+MINI |= {"head-start": True, "renaming": 0.5, "echo": 0.5}
 RECIPES: dict[str, dict[str, Any]] = {
-    # On two CPU cores within an hour.
-    "mini": {
-        "tokenizer": "bpe:512",
-        "n-layer": 4,
-        "n-head": 5,
-        "n-embd": 320,
-        "block-size": 512,
-        "batch-size": 8,
-        "learning-rate": 4e-3,
-        "cooldown": 0.5,
-        "weight-decay": 0.5,
-        "head-start": [],
-        "renaming": 0.5,
-        "echo": 0.5,
-        "max-steps": 4250,
-    },
+    "mini": MINI,
     "small": SMALL,
     "gpt2": SMALL | {"tokenizer": "gpt2", "dropout": 0.4, "max-steps": 1200},
     "distilled": SMALL | {"teachers": 4, "distill-share": 0.8, "dropout": 0.1},  # those of `final small --keep`
@@ -75,20 +67,29 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weight decay 0.5": {"weight-decay": 0.5},
     "weight decay 1.5": {"weight-decay": 1.5},
     "input noise 0.1": {"input-noise": 0.1},
+    "head start": {"head-start": True},
+    "no head start": {"head-start": False},
     "renaming 0.5": {"renaming": 0.5},
+    "no renaming": {"renaming": 0.0},
+    "echo 0.5": {"echo": 0.5},
+    "no echo": {"echo": 0.0},
     "tokens taken apart 0.1": {"bpe-dropout": 0.1},
-    "echo 0.7": {"echo": 0.7},
-    "head start": {"head-start": []},
     "rate x 2": {"learning-rate": 4e-3},
     "rate / 2": {"learning-rate": 1e-3},
     "steps x 2": {"steps": 2},
     "steps / 2": {"steps": 0.5},
+    "bpe:384": {"tokenizer": "bpe:384"},
     "bpe:512": {"tokenizer": "bpe:512"},
+    "bpe:1024": {"tokenizer": "bpe:1024"},
     "bpe:2048": {"tokenizer": "bpe:2048"},
     "char": {"tokenizer": "char"},
     "char, 512 of them": {"tokenizer": "char", "block-size": 512, "batch-size": 16},
     "gpt2, dropout 0.4": {"tokenizer": "gpt2", "dropout": 0.4, "steps": 0.5},
     "gpt2, dropout 0.3, noise 0.1": {"tokenizer": "gpt2", "dropout": 0.3, "input-noise": 0.1, "steps": 0.5},
+    "windows of 256": {"block-size": 256, "batch-size": 16},
+    "windows of 1024": {"block-size": 1024, "batch-size": 4},
+    "4 layers of 256": {"n-layer": 4, "n-embd": 256, "n-head": 4},
+    "6 layers of 256": {"n-layer": 6, "n-embd": 256, "n-head": 4},
     "wider and flatter": {"n-layer": 4, "n-embd": 480, "n-head": 8},
     "narrower and deeper": {"n-layer": 9, "n-embd": 320, "n-head": 5},
     "adamw": {"optimizer": "adamw", "learning-rate": 1e-3},
@@ -104,7 +105,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def train(flags: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
     """The training.json of a run; one that was interrupted goes on."""
     flags = {"eval-every": max(1, flags["max-steps"] // 10), "seed": seed} | BASE | flags
-    words = [word for name, value in flags.items() for word in (f"--{name}", *map(str, as_list(value)))]
+    words = [word for name, value in flags.items() for word in as_words(name, value)]
     words += ["--out", str(out), *(["--resume"] if (out / "state").is_dir() else [])]
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f"{out.name}.log").open("w", encoding="utf-8") as log:
@@ -113,8 +114,10 @@ def train(flags: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
     return json.loads((out / "best" / "training.json").read_text(encoding="utf-8"))
 
 
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def as_words(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def final(name: str, flags: dict[str, Any], seeds: list[int], folder: Path, at_once: int) -> None:
@@ -140,7 +143,8 @@ def final(name: str, flags: dict[str, Any], seeds: list[int], folder: Path, at_o
 
 def sweep(recipe: str, steps: int, rounds: int, seed: int, folder: Path, at_once: int) -> None:
     """All changes of a recipe for so many steps; the better half, and the recipe, for twice as many; and so on."""
-    record, names = known(), list(CHANGES)
+    record, recipe_flags = known(), BASE | RECIPES[recipe]
+    names = [name for name in CHANGES if not CHANGES[name] or recipe_flags | CHANGES[name] != recipe_flags]
     for _ in range(rounds):
         row = record["sweep"].setdefault(f"{recipe}, {steps} steps, seed {seed}", {})
 
