@@ -131,10 +131,9 @@ class Run:
         self.teachers = learner.teachers.sha256 if learner.teachers else []
         self.processes.while_first(self.open_tracker)
         shape = (config.block_size, config.batch_size, config.seed, config.order)
-        names = ("input_noise", "bpe_dropout", "renaming", "echo")
-        changes = {name: getattr(config, name) for name in names}
-        texts = [data.tokenizer.decode([idx]) for idx in range(data.tokenizer.vocab_size)]
-        augmentation = Augmentation(data.train.ids, data.tokenizer.origins, texts, data.bos, **changes)
+        shares = {name: getattr(config, name) for name in ("input_noise", "bpe_dropout", "renaming", "echo")}
+        texts = [data.tokenizer.decode([idx]) for idx in range(data.tokenizer.vocab_size)] if config.renaming else []
+        augmentation = Augmentation(data.train.ids, data.tokenizer.origins, texts, data.bos, **shares)
         self.batches = Batches(data.train.ids, *shape, augmentation)
         self.stopper = Stopper(config.patience)
         self.journal = self.open_journal()
