@@ -50,7 +50,8 @@ class Augmentation:
         self.parts, self.names = torch.tensor(origins), torch.arange(len(texts))  # (V, 2), (V,)
         if renaming:
             shapes = [shape(text) for text in texts]
-            self.kinds = torch.tensor([sorted(set(shapes)).index(one) for one in shapes])  # (V,)
+            numbers = {one: number for number, one in enumerate(dict.fromkeys(shapes))}
+            self.kinds = torch.tensor([numbers[one] for one in shapes])  # (V,)
             counts = sum(np.bincount(some.numpy(), minlength=len(texts)) for some in ids.split(2**24))  # (V,)
             counts[bos] = 0
             self.rare = self.names[(0 < counts) & (counts * RARE < len(ids))]
@@ -91,9 +92,9 @@ class Augmentation:
         if float(torch.rand((), generator=draw)) >= self.renaming:
             return window
         chosen = self.rare[torch.rand(len(self.rare), generator=draw) < RENAMED]
-        kinds, names = self.kinds[chosen], self.names.clone()
-        shuffled = (kinds + torch.rand(len(chosen), generator=draw)).argsort()  # within each kind
-        names[chosen[kinds.argsort()]] = chosen[shuffled]
+        shuffled = chosen[torch.randperm(len(chosen), generator=draw)]
+        by_kind, names = lambda some: some[self.kinds[some].argsort(stable=True)], self.names.clone()
+        names[by_kind(chosen)] = by_kind(shuffled)
         return names[window]
 
     def _echoed(self, window: Tensor, draw: torch.Generator) -> tuple[Tensor, list[int]]:
