@@ -50,10 +50,10 @@ BASE = {
 }
 # As large as nanoGPT's for this text; for a GPU.
 SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "batch-size": 32, "max-steps": 2000}
-# On two CPU cores within an hour.
-MINI = {"tokenizer": "bpe:512", "n-layer": 4, "n-head": 5, "n-embd": 320, "block-size": 512, "batch-size": 8}
-MINI |= {"learning-rate": 4e-3, "cooldown": 0.5, "weight-decay": 0.5, "max-steps": 4250}
-MINI |= {"head-start": True, "renaming": 0.5, "echo": 0.5}
+# On one CPU core within an hour.
+MINI = {"tokenizer": "bpe:512", "n-layer": 4, "n-head": 4, "n-embd": 256, "block-size": 512, "batch-size": 4}
+MINI |= {"learning-rate": 4e-3, "warmup-steps": 100, "cooldown": 0.5, "weight-decay": 0.3, "dropout": 0.15}
+MINI |= {"head-start": True, "renaming": 0.5, "echo": 0.5, "max-steps": 5100}
 RECIPES: dict[str, dict[str, Any]] = {
     "mini": MINI,
     "small": SMALL,
@@ -70,6 +70,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "head start": {"head-start": True},
     "no head start": {"head-start": False},
     "renaming 0.5": {"renaming": 0.5},
+    "renaming 0.8": {"renaming": 0.8},
     "no renaming": {"renaming": 0.0},
     "echo 0.5": {"echo": 0.5},
     "no echo": {"echo": 0.0},
@@ -86,9 +87,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "char, 512 of them": {"tokenizer": "char", "block-size": 512, "batch-size": 16},
     "gpt2, dropout 0.4": {"tokenizer": "gpt2", "dropout": 0.4, "steps": 0.5},
     "gpt2, dropout 0.3, noise 0.1": {"tokenizer": "gpt2", "dropout": 0.3, "input-noise": 0.1, "steps": 0.5},
-    "windows of 256": {"block-size": 256, "batch-size": 16},
-    "windows of 1024": {"block-size": 1024, "batch-size": 4},
-    "4 layers of 256": {"n-layer": 4, "n-embd": 256, "n-head": 4},
+    "windows of 256": {"block-size": 256},
+    "windows of 1024": {"block-size": 1024},
+    "twice as many at once": {"batch-size": 8},
+    "4 layers of 320": {"n-layer": 4, "n-embd": 320, "n-head": 5},
     "6 layers of 256": {"n-layer": 6, "n-embd": 256, "n-head": 4},
     "wider and flatter": {"n-layer": 4, "n-embd": 480, "n-head": 8},
     "narrower and deeper": {"n-layer": 9, "n-embd": 320, "n-head": 5},
