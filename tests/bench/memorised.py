@@ -39,10 +39,11 @@ def main() -> None:
     seed = read(ROOT / "checkpoints" / "gpt2-124m-seed" / "training.json")
     young = read(RESULTS / "seed_first_60" / "reproduce.json")
     small = read(RESULTS / "tinyshakespeare.json")["final"]["mini"]["1"]
+    small_name = f"{small['parameters'] / 1e6:.1f}M, {small['steps']:,} steps"
     bits = {
         "124M, 5,000 steps": (seed["figures"]["held_out_bits_per_byte"], ORANGE),
         "124M, 60 steps": (young["held_out"]["bits_per_byte"], ORANGE),
-        f"{small['parameters'] / 1e6:.0f}M, `mini`": (small["figures"]["held_out_bits_per_byte"], BLUE),
+        small_name: (small["figures"]["held_out_bits_per_byte"], BLUE),
         "xz -9e": (xz(tinyshakespeare().text, 0.1), GREY),
     }
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -53,7 +54,7 @@ def main() -> None:
     left.set(title="The end of the text, unread", xlabel="bits per byte; fewer is better", xlim=(0, 8))
     lines = (
         ("124M, 5,000 steps", seed["memorisation"]["novelty"]["generated"], ORANGE, "o-"),
-        (f"{small['parameters'] / 1e6:.0f}M, `mini`", small["memorisation"]["novelty"]["generated"], BLUE, "o-"),
+        (small_name, small["memorisation"]["novelty"]["generated"], BLUE, "o-"),
         ("the held-out text itself", small["memorisation"]["novelty"]["held_out"], GREEN, "--"),
     )
     for name, values, color, style in lines:
