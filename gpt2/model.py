@@ -67,10 +67,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend_and_drop(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-    """Causal attention of q over k and v, all (B, nh, T, hs), a share p of whose weights is dropped, on a CPU: where
-    PyTorch's own has no fast way to drop, and multiplies with the future, too, before it forgets it.
+    """Causal attention of q over k and v, all (B, nh, T, hs), a share p of whose weights is dropped; for a CPU, where
+    PyTorch's own drops slowly and scores the future, too, before it masks it.
 
-    Rows at a time, with what came before them. In the inputs' own type: autocast would have softmax write floats.
+    So many rows at a time, each with what came before them alone; in the inputs' own type, where autocast would have
+    softmax write floats.
     """
     T, q = q.size(2), q * q.size(-1) ** -0.5
     future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)

@@ -93,9 +93,13 @@ class Augmentation:
             return window
         chosen = self.rare[torch.rand(len(self.rare), generator=draw) < RENAMED]
         shuffled = chosen[torch.randperm(len(chosen), generator=draw)]
-        by_kind, names = lambda some: some[self.kinds[some].argsort(stable=True)], self.names.clone()
-        names[by_kind(chosen)] = by_kind(shuffled)
+        names = self.names.clone()
+        names[self._by_kind(chosen)] = self._by_kind(shuffled)
         return names[window]
+
+    def _by_kind(self, ids: Tensor) -> Tensor:
+        """The ids, those that look alike together and else in their order."""
+        return ids[self.kinds[ids].argsort(stable=True)]
 
     def _echoed(self, window: Tensor, draw: torch.Generator) -> tuple[Tensor, list[int]]:
         n = len(window)

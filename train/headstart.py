@@ -43,10 +43,7 @@ def give(model: GPT, draw: torch.Generator) -> GPT:
     waves = slice(tokens, tokens + 2 * half)
     model.transformer.wpe.weight[:, waves] = WAVES * torch.cat([angles.sin(), angles.cos()], 1)
 
-    here = torch.zeros(size, C)  # reads the waves of a position
-    here[: 2 * half, waves] = torch.eye(2 * half)
-
-    def before(n: int) -> Tensor:  # reads those of the position n tokens ago
+    def before(n: int) -> Tensor:  # reads the waves of the position n tokens ago
         cos, sin = (n * rates).cos().diag(), (n * rates).sin().diag()
         reads = torch.zeros(size, C)
         reads[: 2 * half, waves] = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
@@ -54,13 +51,11 @@ def give(model: GPT, draw: torch.Generator) -> GPT:
 
     token, last, last_but_one, first_copy, second_copy = (_subspace(size, tokens, C, draw) for _ in range(5))
     turn = torch.linalg.qr(torch.randn(size, size, generator=draw))[0]  # keeps two sums apart
-    for head, (n, place) in enumerate([(1, last), (2, last_but_one)]):
-        _set(h[0].attn, head, SHARPNESS * before(n), SHARPNESS * here, token, PREVIOUS * place)
-    for head, (now, then, copy) in enumerate([
-        (token, last, first_copy),
-        (token + turn @ last, last + turn @ last_but_one, second_copy),
-    ]):
-        _set(h[1].attn, head, SHARPNESS * now, SHARPNESS * then, copy, COPY * copy)
+    now, then = token + turn @ last, last + turn @ last_but_one
+    _set(h[0].attn, 0, SHARPNESS * before(1), SHARPNESS * before(0), token, PREVIOUS * last)
+    _set(h[0].attn, 1, SHARPNESS * before(2), SHARPNESS * before(0), token, PREVIOUS * last_but_one)
+    _set(h[1].attn, 0, SHARPNESS * token, SHARPNESS * last, first_copy, COPY * first_copy)
+    _set(h[1].attn, 1, SHARPNESS * now, SHARPNESS * then, second_copy, COPY * second_copy)
     return model
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 import gpt2
 from gpt2 import checkpoint
 from train import card, headstart
+from train.augment import Augmentation
 from train.config import TrainConfig
 from train.corpus import Corpus
-from train.dataset import Dataset
+from train.dataset import Batches, Dataset
 from train.learner import Learner
 from train.optimizer import Muon
 
@@ -73,6 +74,17 @@ def new_model(config: TrainConfig, data: Dataset, device: torch.device, pretrain
                 rows = min(len(p), len(theirs[name]))  # ours has rows of padding, theirs may have more positions
                 p[:rows] = theirs[name][:rows]
     return model.to(device)
+
+
+def batches(config: TrainConfig, data: Dataset) -> Batches:
+    """The batches of the run."""
+    ids, tokenizer = data.train.ids, data.tokenizer
+    # Of a large vocabulary these take a tenth of a second, so only where they are asked for.
+    origins = tokenizer.origins if config.bpe_dropout else ()
+    texts = [tokenizer.decode([idx]) for idx in range(tokenizer.vocab_size)] if config.renaming else ()
+    shares = {name: getattr(config, name) for name in ("input_noise", "bpe_dropout", "renaming", "echo")}
+    augmentation = Augmentation(ids, origins, texts, data.bos, **shares)
+    return Batches(ids, config.block_size, config.batch_size, config.seed, config.order, augmentation)
 
 
 def default_prompts(data: Dataset) -> tuple[str, ...]:

@@ -16,10 +16,9 @@ from pathlib import Path
 import gpt2
 from gpt2 import device as hardware
 from train import scoring, setup, state
-from train.augment import Augmentation
 from train.config import TrainConfig
 from train.corpus import Corpus
-from train.dataset import Batches, Dataset, prepare
+from train.dataset import Dataset, prepare
 from train.export import Exporter
 from train.journal import Journal
 from train.learner import Learner
@@ -130,11 +129,7 @@ class Run:
         self.processes, self.tracker = learner.processes, None
         self.teachers = learner.teachers.sha256 if learner.teachers else []
         self.processes.while_first(self.open_tracker)
-        shape = (config.block_size, config.batch_size, config.seed, config.order)
-        shares = {name: getattr(config, name) for name in ("input_noise", "bpe_dropout", "renaming", "echo")}
-        texts = [data.tokenizer.decode([idx]) for idx in range(data.tokenizer.vocab_size)] if config.renaming else []
-        augmentation = Augmentation(data.train.ids, data.tokenizer.origins, texts, data.bos, **shares)
-        self.batches = Batches(data.train.ids, *shape, augmentation)
+        self.batches = setup.batches(config, data)
         self.stopper = Stopper(config.patience)
         self.journal = self.open_journal()
         self.prompts = config.prompts or exporter.corpus.prompts or setup.default_prompts(data)

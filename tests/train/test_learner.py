@@ -12,7 +12,7 @@ from gpt2.device import Precision
 from train.dataset import Batches, prepare
 from train.learner import Learner
 from train.processes import Lost, Processes, Stopped
-from train.setup import new_model
+from train.setup import batches, new_model
 
 CPU = torch.device("cpu")
 
@@ -24,10 +24,9 @@ def make(corpus, config):
     def learner(**changes) -> tuple[Learner, Batches]:
         changed = replace(config, **changes)
         data = prepare(corpus, changed)
-        shape = (changed.block_size, changed.batch_size, changed.seed, changed.order)
         model = new_model(changed, data, CPU)
         precision = Precision(torch.float32, "as asked")
-        return Learner(changed, model, CPU, precision, Processes()), Batches(data.train.ids, *shape)
+        return Learner(changed, model, CPU, precision, Processes()), batches(changed, data)
 
     return learner
 
