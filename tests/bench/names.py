@@ -2,8 +2,9 @@
 
     python tests/bench/names.py CHECKPOINT [CHECKPOINT ...]     # trained with --corpus tinyshakespeare
 
-Prints bits per name, apart for names that training knew and new ones, and for those that stood in the same window
-before, so that a model might copy them, and those that did not. The text is the file that TINYSHAKESPEARE names.
+Prints bits per name, apart for names that the text has before that tenth and new ones, and for those that stood in the
+same window before, so that a model might copy them, and those that did not. The part that is scored is the run's own,
+which it never read. The text is the file that TINYSHAKESPEARE names, or comes over the network.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import gpt2  # noqa: E402
 from train import scoring  # noqa: E402
-from train.corpus import open_corpus  # noqa: E402
-from train.evaluate import last_part  # noqa: E402
+from train.evaluate import Trained, own_test  # noqa: E402
 
 NAME = re.compile(rb"(?:(?<=\n\n)|\A)([^\n]+):\n")
 
 
 def costs(directory: str) -> tuple[float, dict[tuple[bool, bool], list[float]], int]:
-    """Bits per byte, the bits of every name by (known to training, stood in the window before), and the bytes."""
+    """Bits per byte, the bits of every name by (known before, stood in the window before), and the bytes."""
     model, tokenizer = gpt2.load(directory, dtype="float32")
-    corpus = open_corpus((), "tinyshakespeare")
-    part = last_part(corpus, 0.1, model, tokenizer)
-    pieces = [tokenizer.token_bytes(idx) for idx in part.ids.tolist()[1:]]  # the first one separates
-    text, whole = b"".join(pieces), corpus.documents[0].text.encode()
-    known = {match[1] for match in NAME.finditer(whole.removesuffix(text))}
+    trained = Trained.read(Path(directory))
+    if trained is None or trained.config.get("corpus") != "tinyshakespeare":
+        sys.exit(f"{directory} was not trained on tiny Shakespeare: name one that was (--corpus tinyshakespeare)")
+    own = own_test(trained, tokenizer, print).own
+    before = "".join(text for part in (own.train, own.validation) for text in part.texts(tokenizer)).encode()
+    known = {match[1] for match in NAME.finditer(before)}
+    pieces = [tokenizer.token_bytes(idx) for idx in own.holdout.ids.tolist()[1:]]  # the first one separates
+    text = b"".join(pieces)
     ends = list(accumulate(map(len, pieces)))
-    result = scoring.score(model, part)
+    result = scoring.score(model, own.holdout)
     last: dict[bytes, int] = {}
     found = defaultdict(list)
     for match in NAME.finditer(text):
