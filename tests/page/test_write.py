@@ -260,7 +260,7 @@ def test_several_samples_are_each_continued(open_page):
     wait(page, lambda: page.locator("#prompt textarea").input_value() == "ROMEO:")
     texts = []
     for name, words in (("Generate", "repeat this text"), ("Continue", "repeat what was added")):
-        page.get_by_role("button", name=name, exact=True).click()
+        press(page, name)
         wait(page, lambda words=words: status(page).startswith("40 tokens") and words in status(page))
         texts.append(page.locator("#sheet article p").all_text_contents())
     assert all(after.startswith(before) and after != before for before, after in zip(*texts, strict=True))

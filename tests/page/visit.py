@@ -86,7 +86,15 @@ def status(page) -> str:
     return page.locator("#status p").text_content()
 
 
+def rest(page) -> None:
+    """Wait until what was written before is at its end for Gradio too: the last of a text comes a moment earlier, and
+    a press between the two is dropped, as the second of a double click is."""
+    page.locator("#status [data-testid=status-tracker].hide").wait_for(state="attached")
+
+
 def begin(page, prompt: str = "ROMEO:", max_tokens: int = 2000) -> None:
+    """Set what the next press of Generate writes."""
+    rest(page)
     page.get_by_label("number input for Max tokens").fill(str(max_tokens))
     page.locator("#prompt textarea").fill(prompt)
 
@@ -109,9 +117,8 @@ def generate(page, prompt: str = "ROMEO:", max_tokens: int = 40) -> str:
 
 
 def press(page, name: str) -> None:
-    """Click a button that writes, once what was written before is at its end for Gradio too: the last of a text comes
-    a moment earlier, and a click between the two is dropped, as the second of a double click is."""
-    page.locator("#status [data-testid=status-tracker].hide").wait_for(state="attached")
+    """Click a button that writes."""
+    rest(page)
     page.get_by_role("button", name=name, exact=True).click()
 
 
