@@ -52,8 +52,8 @@ BASE = {
 SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "batch-size": 32, "max-steps": 2000}
 # On one CPU core within an hour.
 MINI = {"tokenizer": "bpe:512", "n-layer": 4, "n-head": 4, "n-embd": 256, "block-size": 512, "batch-size": 4}
-MINI |= {"learning-rate": 4e-3, "warmup-steps": 100, "cooldown": 0.5, "weight-decay": 0.3, "dropout": 0.15}
-MINI |= {"head-start": True, "renaming": 0.5, "echo": 0.5, "max-steps": 5100}
+MINI |= {"learning-rate": 4e-3, "warmup-steps": 100, "cooldown": 0.5, "weight-decay": 0.3, "dropout": 0.1}
+MINI |= {"head-start": True, "renaming": 0.5, "echo": 0.5, "max-steps": 3000}
 RECIPES: dict[str, dict[str, Any]] = {
     "mini": MINI,
     "small": SMALL,
