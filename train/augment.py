@@ -54,6 +54,7 @@ class Augmentation:
             self.kinds = torch.tensor([numbers[one] for one in shapes])  # (V,)
             counts = sum(np.bincount(some.numpy(), minlength=len(texts)) for some in ids.split(2**24))  # (V,)
             counts[bos] = 0
+            counts[["\ufffd" in text for text in texts]] = 0  # parts of characters: any other would break it
             self.rare = self.names[(0 < counts) & (counts * RARE < len(ids))]
 
     def window(self, window: Tensor, seed: int, at: str) -> tuple[Tensor, list[int]]:

@@ -75,7 +75,7 @@ class TrainConfig:
     # Tokens the model can look back on.
     block_size: int = 256
     # Begin with attention that can copy: two heads know the last two tokens, two more look for where these stood before
-    # and what followed. Off: all weights begin as noise, as GPT-2's did.
+    # and what followed; for heads of 64 channels or more. Off: all weights begin as noise, as GPT-2's did.
     head_start: bool = False
     # Share of activations dropped while training; more for small texts that are read many times.
     dropout: float = 0.1
@@ -138,7 +138,8 @@ class TrainConfig:
     # How checkpoints store weights. float16 halves the file; figures are measured on the file as stored.
     store: Literal["float32", "float16"] = "float32"
     # Let checkpoints hold hashes of the runs of 8 words in a training part of up to 20 MB, by which the page marks what
-    # was copied. Whoever has eight words of your text could find the others by trying: --no-overlap for a private one.
+    # was copied, and begin samples with two lines of the text. Whoever has eight words of it could find the others by
+    # trying: --no-overlap for a private one.
     overlap: bool = True
     # Prompts sampled at every evaluation, always with the same seed. Default: some that suit the text.
     prompts: tuple[str, ...] = ()

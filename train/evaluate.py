@@ -63,6 +63,7 @@ class Trained:
 
     config: dict[str, Any]  # of the run
     documents: dict[str, str]  # sha256 to name
+    ours: bool = False  # config is of a run's own states
 
     @classmethod
     def read(cls, directory: Path) -> Trained | None:
@@ -76,7 +77,8 @@ class Trained:
         try:
             documents = {str(document["sha256"]): str(document["name"]) for document in record["data"]}
             # What is published has only the names of files; the states of a run have whole paths.
-            return cls(dict((load_facts(directory.parent / "state") or record)["config"]), documents)
+            facts = load_facts(directory.parent / "state")
+            return cls(dict((facts or record)["config"]), documents, ours=facts is not None)
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -88,6 +90,8 @@ class Trained:
         """
         try:
             config = TrainConfig.from_json(self.config)
+            if not (self.ours or all(map(is_name, config.texts))):
+                raise ValueError("its record has a path where published ones have a name alone")
             corpus = open_corpus(config.texts, config.corpus, say)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the text that it was trained on is not here: {error}") from None
@@ -109,6 +113,11 @@ class Test:
     names: tuple[str, ...] = ()  # of its documents
     known: tuple[str, ...] = ()  # why it is none: the model knows the text
     notes: tuple[str, ...] = ()
+
+
+def is_name(path: Path) -> bool:
+    """Whether it is one of the folder where the command runs: no stranger's record leads to another."""
+    return str(path) == path.name and path.name != ".." and "**" not in path.name
 
 
 def own_test(trained: Trained, tokenizer: gpt2.Tokenizer, say: Callable[[str], None]) -> Test:
@@ -136,7 +145,7 @@ def other_test(
         if same := [document.name for document in corpus.documents if document.sha256 in trained.documents]:
             known.append(f"its training.json names {same[0]}" + f" and {len(same) - 1} more" * (len(same) > 1))
         try:
-            if str(trained.config.get("corpus")).startswith("hf:"):  # a stranger's record starts no download
+            if str(trained.config.get("corpus")).startswith("hf:"):  # a stranger's record chooses no download
                 raise ValueError("the text that it was trained on lies on the Hub.")
             test = own_test(trained, tokenizer, say)
             own, names = replace(test.own, holdout=part), test.names

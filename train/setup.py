@@ -87,8 +87,11 @@ def batches(config: TrainConfig, data: Dataset) -> Batches:
     return Batches(ids, config.block_size, config.batch_size, config.seed, config.order, augmentation)
 
 
-def default_prompts(data: Dataset) -> tuple[str, ...]:
-    """Nothing at all, and the first two whole lines of the validation part (or of the training part)."""
+def default_prompts(data: Dataset, config: TrainConfig) -> tuple[str, ...]:
+    """Nothing at all, and the first two whole lines of the validation part (or of the training part); of a text that is
+    not to be found in its checkpoints, none."""
+    if not config.overlap:
+        return ("",)
     part = data.validation if len(data.validation) > 1 else data.train
     starts = set(part.starts)  # the marker between documents is no text
     text = data.tokenizer.decode(int(part.ids[i]) for i in range(1, min(400, len(part))) if i not in starts)

@@ -81,8 +81,11 @@ def fit(
     hardware.keep_memory()
     pretrained, tokenizer = processes.one_first(lambda: setup.inherit(config))
     data = processes.one_first(lambda: prepare(corpus, config, say, tokenizer))
-    if processes.from_first(lambda: data.key) != data.key:
+    key, vocabulary = processes.from_first(lambda: (data.key, data.tokenizer.sha256))
+    if key != data.key:
         raise ValueError("the text on this machine is not the first one's: copy it here, or mend the path.")
+    if vocabulary != data.tokenizer.sha256:
+        raise ValueError("another vocabulary was learned here than on the first machine: install its tokenizers.")
     model = setup.new_model(config, data, device, pretrained)
     del pretrained
     documents = {document.sha256 for document in corpus.documents}
@@ -132,7 +135,7 @@ class Run:
         self.batches = setup.batches(config, data)
         self.stopper = Stopper(config.patience)
         self.journal = self.open_journal()
-        self.prompts = config.prompts or exporter.corpus.prompts or setup.default_prompts(data)
+        self.prompts = config.prompts or exporter.corpus.prompts or setup.default_prompts(data, config)
         self.step = 0  # whole steps behind us
         self.evaluated = -1  # the step of the last whole evaluation
         self.bad_steps = 0
@@ -246,6 +249,7 @@ class Run:
             "scaler": self.learner.scaler.state_dict(),
             "journal": self.journal.state(),
             "data": self.data.key,
+            "vocabulary": self.data.tokenizer.sha256,
             "teachers": self.teachers,
         }
         state.save_state(self.exporter.run_dir / "state", self.step, self.learner.tensors(), facts)
@@ -259,6 +263,12 @@ class Run:
             if facts and facts["data"] != self.data.key:
                 raise ValueError(
                     "the text has changed since this run began; put it back, or begin with another --name."
+                )
+            vocabulary = self.data.tokenizer.sha256
+            if facts and facts.get("vocabulary", vocabulary) != vocabulary:  # older states do not know theirs
+                raise ValueError(
+                    "another vocabulary was learned from the text than when this run began: install the version of "
+                    "tokenizers that its run.json names."
                 )
             if facts and facts.get("teachers", []) != self.teachers:  # older states know of none
                 raise ValueError("these are not the weights that taught this run so far: name them by --distill-from.")

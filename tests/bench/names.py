@@ -28,7 +28,7 @@ NAME = re.compile(rb"(?:(?<=\n\n)|\A)([^\n]+):\n")
 def costs(directory: str) -> tuple[float, dict[tuple[bool, bool], list[float]], int]:
     """Bits per byte, the bits of every name by (known before, stood in the window before), and the bytes."""
     model, tokenizer = gpt2.load(directory, dtype="float32")
-    trained = Trained.read(Path(directory))
+    trained = Trained.read(gpt2.find(directory).directory)
     if trained is None or trained.config.get("corpus") != "tinyshakespeare":
         sys.exit(f"{directory} was not trained on tiny Shakespeare: name one that was (--corpus tinyshakespeare)")
     own = own_test(trained, tokenizer, print).own

@@ -35,7 +35,7 @@ XZ = {"preset": 9 | lzma.PRESET_EXTREME}  # as `xz -9e`: a window of 64 MiB
 def texts_of(path: str) -> list[Path]:
     if path == "stdlib":
         return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    return [Path(path)]
+    return [Path(path).resolve()]
 
 
 def xz_bits_per_byte(data: Dataset, tokenizer: gpt2.Tokenizer) -> tuple[float, int]:
@@ -76,6 +76,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--keep", type=Path, help="the runs themselves")
     args = parser.parse_args()
+    for text in args.texts:
+        if not all(text.partition("=")):
+            parser.error(f"{text} is no NAME=PATH")
     record = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, _, path) in enumerate(text.partition("=") for text in args.texts):

@@ -122,11 +122,15 @@ def final(name: str, flags: dict[str, Any], seeds: list[int], folder: Path, at_o
             raise FileNotFoundError(f"{missing[0]} is not there: `final small --seeds 1 2 3 4 --keep` makes it.")
         own = {key: value for key, value in flags.items() if key != "teachers"} | {"distill-from": teachers}
         said = train(own if teachers else flags, seed, folder / f"{name}-{seed}")
-        runs[str(seed)] = {key: said[key] for key in (*FACTS, "precision", "versions")} | {"at once": at_once}
+        facts = {key: said[key] for key in (*FACTS, "precision", "versions")}
+        runs[str(seed)] = facts | {"at once": at_once, "flags": flags}
 
+    for seed in [seed for seed, run in runs.items() if run["flags"] != flags or int(seed) in seeds]:
+        del runs[seed]  # of another recipe, or made anew
     all_of(run, seeds, at_once, record)
-    if not runs:
-        raise SystemExit("no run came to its end.")
+    if missing := [seed for seed in seeds if str(seed) not in runs]:
+        raise SystemExit(f"no end came to the runs of seeds {missing}.")
+    print(f"{'seeds':38}", *runs)
     for figure in ("held_out_bits_per_byte", "held_out_bits_per_byte_half_overlap", "validation_bits_per_byte"):
         found = [run["figures"][figure] for run in runs.values()]
         print(f"{figure:38}", *found, f"mean {statistics.mean(found):.4f}")
@@ -141,16 +145,24 @@ def sweep(steps: int, rounds: int, folder: Path, at_once: int) -> None:
 
         def run(name: str, steps: int = steps, row: dict = row) -> None:
             out = folder / f"{steps}-{list(CHANGES).index(name)}"
-            flags = MINI | CHANGES[name]
-            whole = int(steps * flags.pop("steps", 1))
-            said = train(flags | {"max-steps": whole, "eval-every": whole}, 1, out)
-            row[name] = {"validation": best(out), **{key: said[key] for key in ("command", "seconds", "hardware")}}
+            said = train(changed(name, steps), 1, out)
+            row[name] = {"validation": best(out), "flags": changed(name, steps)}
+            row[name] |= {key: said[key] for key in ("command", "seconds", "hardware")}
             print(f"{steps:5} {name:32} {row[name]['validation']:.4f} {said['seconds']:8.1f} s", flush=True)
 
+        for name in [name for name, run in row.items() if run["flags"] != changed(name, steps)]:
+            del row[name]  # of another recipe
         all_of(run, [name for name in names if name not in row], at_once, record)  # an interrupted sweep goes on
-        names = [name for name in names if name in row]
-        ranked = sorted(names, key=lambda name: row[name]["validation"])[: len(names) // 2]
-        names, steps = sorted({"as it is", "another seed", "a third seed", *ranked}, key=names.index), 2 * steps
+        ranked = sorted((name for name in names if name in row), key=lambda name: row[name]["validation"])
+        better = {"as it is", "another seed", "a third seed", *ranked[: len(ranked) // 2]}
+        names, steps = [name for name in names if name in better], 2 * steps
+
+
+def changed(name: str, steps: int) -> dict[str, Any]:
+    """The recipe with a change, for about the work of so many of its steps."""
+    flags = MINI | CHANGES[name]
+    whole = int(steps * flags.pop("steps", 1))
+    return flags | {"max-steps": whole, "eval-every": whole}
 
 
 def all_of(run: Callable[[Any], None], work: Iterable[Any], at_once: int, record: dict[str, Any]) -> None:
@@ -185,6 +197,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="the runs themselves")
     args = parser.parse_args()
+    if args.what == "sweep" and (args.recipe != "mini" or args.seeds != [1]):
+        parser.error("the sweep is mini's, with seed 1 and two others.")
     with tempfile.TemporaryDirectory() as name:
         folder = (args.keep or Path(name)).resolve()
         if args.what == "final":

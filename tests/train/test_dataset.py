@@ -534,7 +534,17 @@ def test_in_a_share_of_the_windows_a_stretch_stands_a_second_time_and_its_seams_
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 8, 17])
-def test_windows_too_short_for_an_echo_stay_as_they_are(block_size):
+def test_windows_too_short_for_an_echo_stay_as_they_are_and_longer_ones_keep_their_length(block_size):
     ids = torch.arange(500)
-    idx, targets = Batches(ids, block_size, 16, 1, "shuffled", Augmentation(ids, echo=0.999)).at(0)
-    assert idx.shape == targets.shape == (16, block_size)
+    plain, echoed = (Batches(ids, block_size, 16, 1, "shuffled", Augmentation(ids, echo=p)).at(0) for p in (0, 0.999))
+    assert echoed[0].shape == echoed[1].shape == (16, block_size)
+    assert torch.equal(plain[0], echoed[0]) == (block_size <= 3)
+
+
+def test_renaming_leaves_parts_of_characters_where_they_are():
+    ids = torch.arange(8).repeat_interleave(torch.tensor([2000, 2, 2, 2, 2, 2, 2, 2]))  # all are rare but the first
+    texts = ["and", "A", "B", "C", "D", "\ufffd", "\ufffd", " \ufffd"]
+    augmentation = Augmentation(ids, texts=texts, renaming=0.999)
+    renamed = torch.stack([augmentation.window(torch.arange(8), 1, str(at))[0] for at in range(100)])
+    assert len(renamed[:, 1:5].unique(dim=0)) > 5
+    assert (renamed[:, 5:] == torch.tensor([5, 6, 7])).all()

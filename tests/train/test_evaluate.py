@@ -217,6 +217,16 @@ def test_a_text_that_the_record_says_lies_on_the_hub_is_not_fetched_for_the_sake
     assert "lies on the Hub" in " ".join(ask(run / "best", other)["notes"])
 
 
+@pytest.mark.parametrize("path", ["/dev/stdin", "..", "../one.txt", "**", "/usr/**/*"])
+def test_a_published_record_leads_to_no_other_folder(ask, refusal, run, other, path):
+    file = run / "best" / "training.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["config"] |= {"texts": [path]}
+    file.write_text(json.dumps(record), encoding="utf-8")
+    assert "a path where published ones have a name alone" in " ".join(ask(run / "best", other)["notes"])
+    assert "a path where published ones have a name alone" in refusal(run / "best")
+
+
 def test_a_damaged_record_is_no_missing_one(refusal, run, other):
     (run / "best" / "training.json").write_text("{", encoding="utf-8")
     assert "training.json is not valid JSON" in refusal(run, other)

@@ -215,6 +215,15 @@ def test_a_resumed_run_may_change_its_micro_batches(tmp_path, corpus, long):
     assert ours == pytest.approx(theirs, abs=1.01e-5)  # they are logged to five places
 
 
+def test_with_another_vocabulary_nothing_is_resumed(tmp_path, corpus, long):
+    with pytest.raises(Stopped):
+        fit(long, corpus, tmp_path / "run", processes=Processes(stop_after(30)), say=lambda _: None)
+    tensors, facts = state.load_state(tmp_path / "run" / "state")
+    state.save_state(tmp_path / "run" / "state", facts["step"], tensors, facts | {"vocabulary": "of another release"})
+    with pytest.raises(ValueError, match="another vocabulary was learned"):
+        fit(long, corpus, tmp_path / "run", say=lambda _: None)
+
+
 def test_another_text_is_not_resumed(tmp_path, corpus, long):
     with pytest.raises(Stopped):
         fit(long, corpus, tmp_path / "run", processes=Processes(stop_after(30)), say=lambda _: None)

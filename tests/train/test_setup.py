@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
+import string
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,18 +16,46 @@ from safetensors.torch import load_file, save_file
 import gpt2
 from page.served import load_or_fall_back
 from train.__main__ import main, parse
+from train.corpus import Corpus
 from train.dataset import prepare
+from train.document import Document
 from train.journal import read_jsonl
-from train.setup import inherit, new_model
+from train.setup import batches, default_prompts, inherit, new_model
 
 CPU = torch.device("cpu")
 
 
 def test_fresh_weights_follow_from_the_seed_alone(corpus, config):
     data = prepare(corpus, config)
-    one, two = (new_model(config, data, CPU).state_dict() for _ in range(2))
+    one = new_model(config, data, CPU).state_dict()
     torch.manual_seed(99)
+    two, other = (new_model(replace(config, seed=seed), data, CPU).state_dict() for seed in (config.seed, 2))
     assert all(one[name].equal(two[name]) for name in one)
+    assert not one["transformer.wte.weight"].equal(other["transformer.wte.weight"])
+
+
+def test_a_head_start_is_in_the_fresh_weights_and_follows_from_the_seed(corpus, config):
+    data, config = prepare(corpus, config), replace(config, n_layer=2, n_head=2)
+    one, two = (new_model(replace(config, head_start=True), data, CPU).state_dict() for _ in range(2))
+    plain = new_model(config, data, CPU).state_dict()
+    assert all(one[name].equal(two[name]) for name in one)
+    assert not one["transformer.h.0.attn.c_attn.weight"].equal(plain["transformer.h.0.attn.c_attn.weight"])
+
+
+@pytest.mark.parametrize("flag", ["input_noise", "bpe_dropout", "renaming", "echo"])
+def test_what_a_flag_does_to_the_text_reaches_the_batches(config, flag):
+    draw = random.Random(1)
+    words = ("".join(draw.choices("abcdefghij ", k=40)) + draw.choice(string.ascii_uppercase) for _ in range(300))
+    document = Document("words", "".join(words))  # capitals are rare, and alike
+    data = prepare(Corpus("words", "", None, None, (document,)), config)
+    plain, changed = (batches(some, data) for some in (config, replace(config, **{flag: 0.9})))
+    assert any(not changed.at(step)[0].equal(plain.at(step)[0]) for step in range(10))
+
+
+def test_of_a_text_that_is_not_to_be_found_in_its_checkpoints_no_line_is_a_prompt(corpus, config):
+    data = prepare(corpus, config)
+    assert len(default_prompts(data, config)) == 3
+    assert default_prompts(data, replace(config, overlap=False)) == ("",)
 
 
 def test_fine_tuning_begins_with_the_checkpoints_own_predictions(corpus, tiny_checkpoint, tiny_model):
