@@ -17,6 +17,8 @@ import gpt2
 from gpt2.device import DTYPES, threads
 
 DEFAULTS = gpt2.SamplingParams()
+# What moves a terminal's cursor, names its window or fills its clipboard: a stranger's model may have learned it.
+CONTROLS = {i: "\N{REPLACEMENT CHARACTER}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,12 +45,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def write(model: gpt2.GPT, tokenizer: gpt2.Tokenizer, prompt: str, params: gpt2.SamplingParams) -> gpt2.Outcome:
-    """Print the prompt and its continuation piece by piece; return the Outcome."""
+    """Print the prompt and its continuation piece by piece, harmless where a terminal reads; return the Outcome."""
+    harmless = CONTROLS if sys.stdout.isatty() else {}
     print(prompt, end="", flush=True)
     stream = gpt2.generate(model, tokenizer, prompt, params)
     while True:
         try:
-            print(next(stream), end="", flush=True)
+            print(next(stream).translate(harmless), end="", flush=True)
         except StopIteration as end:
             return end.value
 

@@ -61,10 +61,17 @@ class KVCache:
     def leave(self, row: int) -> None:
         """Remove a row; the last one takes its place."""
         last = len(self.pos) - 1
+        self._clear(row)
         if row < last:
             self.pos[row] = 0
             self.extend(row, *self.since(last, 0))
+            self._clear(last)
         self.pos.pop()
+
+    def _clear(self, row: int) -> None:
+        """Forget a row's values, also of a step that failed: even a weight of 0 makes a NaN of a NaN, for whoever comes
+        to that row next. (A key that is masked does not count.)"""
+        self.v[:, row, :, : self.pos[row] + 1] = 0
 
     def positions(self, T: int) -> Tensor:
         """Positions of the next T tokens of each row, (B, T), on the CPU.

@@ -39,7 +39,7 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 _MASK = re.compile(r"\.attn\.(masked_)?bias$")  # buffers that other versions left in the file; gpt2 itself has them
 _HEAD, _WTE = "lm_head.weight", "transformer.wte.weight"  # one matrix under two names
 _WRAPPERS = re.compile(r"^((_orig_mod|module)\.)+")  # what torch.compile and DistributedDataParallel put in front
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)[\w./-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)[\w.-]+(/[\w.-]+)*)?")
 
 
 def find(source: str | Path) -> Found:

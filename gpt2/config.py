@@ -13,6 +13,8 @@ from typing import Any
 # GPT-2 XL, the largest of the family, has 1.56 billion parameters. Twice that is 12 GB in float32: the most
 # that a config.json read from the network may make us allocate.
 MAX_PARAMETERS = 3_000_000_000
+# A text's keys, and as many values: three times GPT-2 XL's. Some twenty texts are held at a time.
+MAX_CACHED = 240_000_000
 # No published GPT-2 comes near these; beyond them a single field could exhaust memory by itself.
 MAX_FIELD = {"block_size": 65_536, "vocab_size": 1_000_000, "n_layer": 512, "n_head": 512, "n_embd": 16_384}
 
@@ -59,6 +61,12 @@ class GPTConfig:
             raise ValueError(
                 f"this configuration asks for {self.n_parameters / 1e9:,.1f} billion parameters "
                 f"({self.n_parameters * 4 / 1e9:,.0f} GB); the largest accepted is {MAX_PARAMETERS / 1e9:.0f} billion."
+            )
+
+        if self.n_layer * self.block_size * self.n_embd > MAX_CACHED:
+            raise ValueError(
+                f"n_layer={self.n_layer} x block_size={self.block_size} x n_embd={self.n_embd}: keys and values of one "
+                f"text would be more than {2 * MAX_CACHED / 1e6:,.0f} million numbers, the most that is accepted."
             )
 
     @property

@@ -221,7 +221,6 @@ class Engine:
                 job = self._waiting.popleft()
                 self._free -= 1
                 job.draft.started = time.monotonic()
-                job.cache = self.model.new_cache(1)
                 self._reading.append(job)
             return not self._closed
 
@@ -233,6 +232,7 @@ class Engine:
             job = self._reading[0]
             self._reading.rotate(-1)
             with self._failing(job):
+                job.cache = job.cache or self.model.new_cache(1)
                 start = job.cache.pos[0]
                 logits = self._next_chunk(job)
                 budget -= job.cache.pos[0] - start
@@ -248,7 +248,6 @@ class Engine:
         for job, pos in list(zip(self._writing, self._cache.pos, strict=True)):
             if job.draft.overflows(pos):
                 self._forget(job)
-                job.cache = self.model.new_cache(1)
                 self._reading.append(job)
         if not self._writing:
             return

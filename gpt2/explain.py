@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2.model import GPT
-from gpt2.sampler import SamplingParams, checked, draw, filter_chain
+from gpt2.sampler import CHUNK, SamplingParams, checked, draw, filter_chain
 from gpt2.tokenizer import Tokenizer
 
 
@@ -57,7 +57,9 @@ class Score:
     @property
     def perplexity(self) -> float | None:
         """Per token, so only comparable between models with the same tokenizer; None for a text without tokens."""
-        return math.exp(self.nats / len(self.tokens)) if self.tokens else None
+        if not self.tokens:
+            return None
+        return math.exp(min(self.nats / len(self.tokens), 700.0))  # above e**709 there are no floats
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ def next_tokens(
     ids = [*before, *drawn]
     *_, (start, _, _) = _windows(len(before), len(ids) + 1, model.config.block_size)
     cache = model.new_cache()  # with one, only the last position gets logits
-    raw = logits = checked(model(torch.tensor([ids[start:]], device=cache.k.device), cache=cache)[0][0, -1])  # (V,)
+    for chunk in torch.tensor([ids[start:]], device=cache.k.device).split(CHUNK, dim=1):
+        last = model(chunk, cache=cache)[0]  # (1, 1, V)
+    raw = logits = checked(last[0, -1])  # (V,)
     top = raw.topk(min(k, raw.numel())).indices
     steps = []
     for name, apply in [("raw", lambda x: x), *filter_chain(params, ids)]:

@@ -70,7 +70,7 @@ def check_file(path: Path, max_bytes: int | None = None) -> None:
         )
     home, real = path.parent.resolve(), path.resolve()
     # In the Hub's cache, where snapshots/COMMIT/ holds links, the files lie in blobs/.
-    if real.parent not in (home, home.parent.with_name("blobs").resolve()):
+    if real.parent not in (home, (home.parent.parent / "blobs").resolve()):
         raise CheckpointError(
             f"{path} is a link that leads out of its directory, where nothing of a checkpoint is read; put the file "
             "itself there."

@@ -167,7 +167,7 @@ def _download(files: Sequence[RepoSibling], repo_id: str, sha: str, token: bool 
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.utils import tqdm
 
-    given_up, moved = threading.Event(), 0
+    given_up, moved, total = threading.Event(), 0, sum(file.size for file in files)
 
     class Mute(tqdm):
         """The client's own bar for each file: shows nothing, and ends a download that nobody waits for any more."""
@@ -180,9 +180,13 @@ def _download(files: Sequence[RepoSibling], repo_id: str, sha: str, token: bool 
             moved += n or 0
             if given_up.is_set():
                 raise OSError("nobody waits for this file any more")
+            if moved > 4 * total + MUCH:  # it is begun again after a failure, but not for ever
+                raise OSError("more came than the files have")
 
     def fetch(file: RepoSibling) -> None:
-        hf_hub_download(repo_id, file.rfilename, revision=sha, token=token, etag_timeout=PATIENCE, tqdm_class=Mute)
+        how = {"revision": sha, "token": token, "etag_timeout": PATIENCE, "tqdm_class": Mute}
+        # Checked at once: this process may be killed while others still come.
+        _is_intact(Path(hf_hub_download(repo_id, file.rfilename, **how)), file)
 
     def on_disk() -> int:
         total = 0
@@ -203,7 +207,7 @@ def _download(files: Sequence[RepoSibling], repo_id: str, sha: str, token: bool 
                 left.unlink()
     # By itself the client writes, and so shows progress, every 10 MiB: at 1 MB/s that looks like silence.
     constants.DOWNLOAD_CHUNK_SIZE = NEWS
-    before, total = on_disk(), sum(file.size for file in files)
+    before = on_disk()
     bar = tqdm(total=total, desc=repo_id, unit="B", unit_scale=True, delay=1, disable=None)
     try:
         with bar:

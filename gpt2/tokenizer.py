@@ -263,6 +263,8 @@ def _parse_merges(text: str, path: Path) -> list[tuple[bytes, bytes]]:
 
 
 def _check(merges: list[tuple[bytes, bytes]], ids: dict[bytes, int]) -> None:
+    if b"" in ids:
+        raise ValueError("a token is empty.")
     absent = [b for b in range(256) if bytes([b]) not in ids]
     if absent:
         raise ValueError(f"the vocabulary lacks {len(absent)} of the 256 bytes (the first is {absent[0]}).")

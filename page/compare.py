@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import threading
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import takewhile
@@ -79,7 +80,7 @@ def said(nows: list[Progress]) -> str:
 
 def room(served: Served, desk: Desk, source: Source, slots: int, tab: gr.Tab) -> None:
     """Build the room; source and slots as for desk.room()."""
-    others, kept = choices(served), {}
+    others, kept, loading = choices(served), {}, threading.Lock()
     if not others:
         gr.HTML(
             "<p>This page knows one checkpoint only. Whoever runs it can name others in the environment variable "
@@ -90,13 +91,14 @@ def room(served: Served, desk: Desk, source: Source, slots: int, tab: gr.Tab) ->
 
     def second(name: str) -> Served:
         """The other checkpoint; only the last one asked for is kept in memory."""
-        if name not in kept:
-            kept.clear()
-            try:
-                kept[name] = load(others[name])
-            except ValueError as error:
-                raise refusal(f"That checkpoint can not be loaded: {html.escape(str(error))}") from error
-        return kept[name]
+        with loading:  # visitors ask in threads of their own
+            if name not in kept:
+                kept.clear()
+                try:
+                    kept[name] = load(others[name])
+                except ValueError as error:
+                    raise refusal(f"That checkpoint can not be loaded: {html.escape(str(error))}") from error
+            return kept[name]
 
     def respond(prompt, name, *values):
         prompt, params = checked(prompt, values)
@@ -149,7 +151,7 @@ def room(served: Served, desk: Desk, source: Source, slots: int, tab: gr.Tab) ->
     )
     stop.click(None, None, None, cancels=writing)
     writing.failure(lambda: ENDED, None, status, queue=False, show_progress="hidden", api_visibility="private")
-    tab.select(None, desk.prompt, prompt, js="(text) => text")
+    tab.select(None, [desk.prompt, prompt], prompt, js="(text, own) => own || text")
 
 
 def titled(served: Served) -> str:

@@ -17,11 +17,12 @@ import gradio as gr
 from page import share
 from page.served import Served, examples
 from page.style import script
-from page.writing import PRESETS, SAMPLES, SETTINGS, Progress, Setting, Source, checked, number, report, write
+from page.writing import PRESETS, SAMPLES, SETTINGS, Progress, Setting, Source, checked, number, refusal, report, write
 
 WAITING = "Waiting for the model."
 NOTHING = "Nothing has been written yet."
 REMEMBERED = 20  # requests that Undo can take back
+LONGEST = 200_000  # characters of a text that goes on
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
                 return
             prompt, last = pages[-1].prompt, pages[-1].samples
             earlier = [sample if pressed == "continue" else sample.earlier for sample in last]
+            if len(prompt) + max(len(sample.text) for sample in last) > LONGEST and pressed == "continue":
+                raise refusal(f"This text has more than {LONGEST:,} characters, which is all that is kept of one here.")
             if pressed == "regenerate":
                 values = [*values[:-1], -1]
         status, said = gr.skip(), -math.inf

@@ -1,7 +1,8 @@
 """What of Gradio's many routes is open here, and how much anybody may send to one.
 
-Gradio has a public route for uploads, and one that fetches any public address for whoever asks: nothing here needs
-either, and each would make strangers a present of this machine's disk or network. Knows nothing of the page.
+Gradio has a public route for uploads, one that fetches any public address for whoever asks, and one that keeps whatever
+stands on a visitor's page and shows it to others: nothing here needs any, and each would make strangers a present of
+this machine's disk, its network or its other visitors. Knows nothing of the page.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse
 
-MAX_BODY = 4 * 2**20  # bytes of a request; the longest prompt has 120 kB, every character of it escaped
-SHUT = re.compile(r"/gradio_api/(file[=/]|upload|proxy=|dev/|component_server|process_recording|vibe-|undo-vibe)")
+MAX_BODY = 2**20  # bytes of a request; the longest prompt has 240 kB, every character of it escaped
+SHUT = re.compile(
+    r"/gradio_api/(file[=/]|upload|proxy=|dev/|component_server|process_recording|deep_link|vibe-|undo-vibe)"
+)
 
 
 class Doors:

@@ -23,6 +23,7 @@ from page.style import script
 from page.writing import SETTINGS, Sample, checked, number, refusal, words
 
 MAX_TOKENS = 4000  # that one look covers; more buttons than that and the browser stutters
+MAX_RUNS = 32  # each is read by itself, while others wait
 SHOWN = 10  # alternatives
 GIVEN = 600  # characters of what stood before, to see where the tokens begin
 DIALS = [setting for setting in SETTINGS if setting.name not in ("max_new_tokens", "seed")]
@@ -63,9 +64,9 @@ class Looked:
 
 
 def runs_of(served: Served, prompt: str, sample: Sample) -> tuple[str, tuple[Run, ...]]:
-    """The requests that wrote a sample, the last of at most MAX_TOKENS in all; and the text before them."""
+    """The requests that wrote a sample, the last MAX_RUNS of at most MAX_TOKENS in all; and the text before them."""
     runs, left = [], MAX_TOKENS
-    while sample and len(sample.ids) <= left:
+    while sample and len(sample.ids) <= left and len(runs) < MAX_RUNS:
         before = tuple(served.tokenizer.encode(prompt + sample.before))
         runs.insert(0, Run(before, sample.ids, sample.seed))
         left, sample = left - len(sample.ids), sample.earlier
@@ -103,7 +104,10 @@ def step_value(served: Served, looked: Looked, i: int, found: NextTokens, params
     if found.chosen and found.chosen.id not in [row["id"] for row in rows]:
         between = [None] * (len(found.steps) - 2)
         ends = [found.chosen.probability, *between, found.chosen.filtered] if len(found.steps) > 1 else [1.0]
-        rows.append({"id": found.chosen.id, "text": found.chosen.text, "p": ends, "here": False})
+        rows.append({"id": found.chosen.id, "text": found.chosen.text, "p": ends, "here": found.chosen.id == actual})
+    if actual not in [row["id"] for row in rows]:  # among equals its rank, counted in another pass, can be a worse one
+        unknown = [None] * (len(found.steps) - 1)
+        rows.append({"id": actual, "text": token.text, "p": [math.exp(token.logprob), *unknown], "here": True})
     settings = {name: getattr(params, name, None) for name in STAGES}
     steps = [
         {
@@ -114,7 +118,7 @@ def step_value(served: Served, looked: Looked, i: int, found: NextTokens, params
     ]
     value = {"index": i, "rows": rows, "steps": steps, "choices": 2 ** (found.entropy / math.log(2))}
     value["vocabulary"] = served.tokenizer.vocab_size
-    value["token"] = {"text": token.text, "rank": token.rank, "bits": bits(token)}
+    value["token"] = {"text": token.text, "p": math.exp(token.logprob), "rank": token.rank, "bits": bits(token)}
     if run.seed is not None:
         value["draw"] = {
             "u": None if params.greedy else uniform(run.seed, at),
@@ -267,12 +271,14 @@ def room(
         found = think(gpt2.next_tokens, run.before, k, params, u, drawn=run.ids[:at])
         return step_value(served, now, i, found, params)
 
-    def fork(event: gr.EventData, now, i, *values):
+    def fork(event: gr.EventData, now, i, pages, *values):
         """Prompt, settings and tab that go on from the token i with another one in its place, and the same seed."""
         chosen = event._data.get("id") if isinstance(event._data, dict) else None
         known = now is not None and type(i) is int and 0 <= i < len(now.tokens)
         if not known or type(chosen) is not int or not 0 <= chosen < served.tokenizer.vocab_size:
             raise refusal("Choose a token first.")
+        if pages and not pages[-1].done:
+            raise refusal("A text is being written: stop it first, or let it come to its end.")
         run, at = now.at(i)
         ids = [*run.before, *run.ids[:at], chosen]
         text = served.tokenizer.decode([idx for idx in ids if idx != served.tokenizer.endoftext])
@@ -286,10 +292,11 @@ def room(
     seen = [looked, at, summary, tokens, step, which]
     gr.on([tab.select, back.click, which.input], look_at_last, [desk.pages, which], [*seen, *dials], **busy)
     gr.on([judge.click, own.submit], look_at_own, own, seen, preprocess=False, **busy)
-    tokens.select(choose, [looked, *dials], [at, step], preprocess=False, **busy)
+    # Each choice counts: by default one is dropped while another is looked at.
+    tokens.select(choose, [looked, *dials], [at, step], preprocess=False, trigger_mode="multiple", **busy)
     gr.on([dial.input for dial in dials], show, [looked, at, *dials], step, trigger_mode="always_last", **busy)
     view.input(None, view, None, js="(name) => (document.querySelector('#tokens .tokens').dataset.view = name)")
     by_name = dict(zip([setting.name for setting in SETTINGS], desk.settings, strict=False))
     targets = [desk.prompt, *(by_name[d.name] for d in DIALS), by_name["seed"], tabs]
-    forking = step.select(fork, [looked, at, *dials], targets, preprocess=False, **busy)
+    forking = step.select(fork, [looked, at, desk.pages, *dials], targets, preprocess=False, **busy)
     forking.success(None, None, None, js="() => document.getElementById('generate').click()")

@@ -191,7 +191,9 @@ def room(served: Served, desk: Desk, overlap: gpt2.Overlap | None, tab: gr.Tab) 
             }
             return gr.Radio(list(texts[i]), value=at), value
 
-        gr.on([which.input, step.input, tab.select], show, [which, step], [step, paper], **quiet)
+        gr.on([which.input, tab.select], show, [which, step], [step, paper], **quiet)
+        # The last choice counts, and is not taken back by the answer to one before.
+        step.input(lambda i, at: show(i, at)[1], [which, step], paper, trigger_mode="always_last", **quiet)
     else:
         gr.HTML("<p>This checkpoint has no samples.jsonl.</p>", elem_classes="plain")
 

@@ -87,7 +87,10 @@ def resumed(argv: list[str], directory: Path) -> TrainConfig:
     """
     facts = state.load_facts(directory / "state")
     if facts is None:
-        raise ValueError(f"{directory} has no state to resume from; leave out --resume to begin a run there.")
+        raise ValueError(
+            f"{directory} has no state to resume from: begin anew without --resume, and with another --name where this "
+            "one is taken."
+        )
     old = TrainConfig.from_json(facts["config"])
     new = replace(parse(argv, old), name=old.name, out=old.out)
     # The text may have moved; whether it is the same is seen when it is read.
@@ -119,9 +122,9 @@ def stop_on_signals(received: list[int], processes: Processes) -> None:
         signal.signal(number, remember)
 
 
-def closing_words(result: Result) -> str:
+def closing_words(result: Result, device: str) -> str:
     """A sample, the figures, the path and the next command."""
-    model, tokenizer = gpt2.load(result.directory)
+    model, tokenizer = gpt2.load(result.directory, device)
     params = gpt2.SamplingParams(max_new_tokens=200, temperature=0.8, top_k=50, seed=1)
     sample = "".join(gpt2.generate(model, tokenizer, "", params)).strip()
     figures = "\n".join(f"  {name.replace('_', ' ')}: {value:.4g}" for name, value in result.figures.items())
@@ -172,6 +175,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while a model to fine-tune is fetched
+        print("\nStopped before the training began; there is nothing to save.", file=sys.stderr)
+        return 1
     try:
         config, directory = processes.from_first(lambda: settle(config, argv, processes.world))
         stop_on_signals(received, processes)
@@ -181,9 +187,9 @@ def main(argv: list[str] | None = None) -> int:
         processes.from_first(lambda: pusher and pusher.check())
         result = fit(config, corpus, directory, card.write, pusher or (lambda directory: None), processes, say)
         if result:
-            say(closing_words(result))
             if pusher:
                 pusher.finish(result.directory)
+            say(closing_words(result, config.device))
         return 0
     except Stopped:
         if pusher:

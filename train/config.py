@@ -7,6 +7,7 @@ Knows nothing of how training works.
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -216,8 +217,12 @@ class TrainConfig:
 
     def public(self) -> TrainConfig:
         """What others may read: files and folders by name alone."""
-        texts = tuple(Path(path.resolve().name) for path in self.texts)
-        return self._with_sources(lambda path: path.resolve().name, texts=texts, out=None, push_to=None, private=False)
+
+        def name(path: Path) -> str:
+            return os.fsencode(path.resolve().name).decode("utf-8", "replace")  # a disk may hold any bytes
+
+        texts = tuple(Path(name(path)) for path in self.texts)
+        return self._with_sources(name, texts=texts, out=None, push_to=None, private=False)
 
     def absolute(self) -> TrainConfig:
         """The same from any working directory."""

@@ -39,6 +39,7 @@ class Pusher:
         self._child: subprocess.Popen | None = None
         self._thread: threading.Thread | None = None
         self._unpushed: Path | None = None  # the newest checkpoint, until the Hub has it
+        self._abandoned = False
 
     def check(self) -> None:
         """See, before hours of training, that the repository is there and may be written to.
@@ -67,9 +68,10 @@ class Pusher:
         """The run is over: wait for what is on its way, then push the result with its final figures."""
         with self._lock:
             self._drop()
-        if self._thread is not None and self._thread.is_alive():
+            thread = self._thread
+        if thread is not None:
             self._say("Waiting for the push that is on its way ...")
-            self._thread.join()
+            thread.join()
         if subprocess.call([sys.executable, *self._words(directory)], cwd=PROJECT, env=_environment()):
             self._say(f"The training is complete and safe; push it later with:  {self._by_hand(directory)}")
 
@@ -77,10 +79,11 @@ class Pusher:
         """The run was stopped: end what is on its way, and say how to push what is not there."""
         with self._lock:
             self._drop()
+            self._abandoned, thread = True, self._thread
             if self._child is not None and self._child.poll() is None:
                 self._child.terminate()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
+        if thread is not None:
+            thread.join(timeout=5)
         if self._unpushed is not None:
             self._say(f"The newest checkpoint is not on the Hub; push it with:  {self._by_hand(self._unpushed)}")
 
@@ -104,7 +107,7 @@ class Pusher:
                     start_new_session=True,  # Ctrl-C is the training's to answer
                 )
             said = self._child.communicate()[0].strip().splitlines()
-            if self._child.returncode > 0:  # below 0: abandoned
+            if self._child.returncode and not self._abandoned:
                 reason = said[-1].removeprefix("error: ") if said else f"exit code {self._child.returncode}."
                 self._say(f"Not pushed: {reason} The training goes on; the next best checkpoint is tried again.")
             with self._lock:

@@ -47,7 +47,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """Per token, so only comparable between models with the same tokenizer."""
-        return math.exp(self.nats / self.tokens)
+        return math.exp(min(self.nats / self.tokens, 700.0))  # above e**709 there are no floats
 
     @property
     def accuracy(self) -> float:

@@ -72,7 +72,8 @@ def only_writer(directory: Path) -> Iterator[None]:
         ValueError: where one does.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / LOCK, timeout=0)
+    # Not by a mark instead, where a disk has no locks: it would outlive a process that is killed.
+    lock = FileLock(directory / LOCK, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

@@ -29,6 +29,7 @@ from train.teachers import Teachers
 from train.tracking import open_tracker
 
 SAMPLE = gpt2.SamplingParams(max_new_tokens=160, temperature=0.8, top_k=50, seed=1)
+MAX_DOCUMENTS = 50_000  # each is named in training.json, which may have 16 MB
 MAX_BAD_STEPS = 5  # non-finite steps in a row before giving up
 SCALER_STEPS = 16  # more of them where a gradient scaler has first to find its scale, from 2**16 down
 SAVE_SECONDS = 600  # between states, where evaluations are further apart
@@ -72,6 +73,10 @@ def fit(
         MemoryError: with the flags to try.
     """
     processes = processes or Processes()
+    if len(corpus.documents) > MAX_DOCUMENTS:
+        raise ValueError(
+            f"{len(corpus.documents):,} texts are more than the {MAX_DOCUMENTS:,} that are named: join them."
+        )
     say = say if processes.first else lambda sentence: None
     precision = processes.from_first(
         lambda: hardware.training_precision(hardware.pick_device(config.device), config.dtype)

@@ -28,6 +28,7 @@ PASSING = (408, 429, 500, 502, 503, 504)  # answers that may be others a moment 
 NETWORK = (httpx.TransportError, ConnectionError, TimeoutError)  # httpx: also what breaks off in mid-answer
 GARBLED = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError)  # over any other answer
 MARK = "Pushed by python -m train.publish"  # in the description of our commits: what is ours may be replaced
+FRESH = {".gitattributes", "README.md"}  # all that a repository has when the Hub has made it
 TOKENS = "https://huggingface.co/settings/tokens"
 
 
@@ -102,9 +103,17 @@ class Repository:
             HubError: where it was not done; the repository is then as it was.
         """
 
+        seen: list[str] = []
+
         def attempt() -> Pushed:
+            # Looked at each time: the attempt before may have been done, and only its answer lost.
+            head = self.api.repo_info(self.repo_id, repo_type=self.kind, timeout=SILENCE)
+            seen.append(head.sha)
+            stale = {file.rfilename for file in head.siblings or []} - set(files)
+            if not overwrite:
+                self._check_ours(head)
             operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-            operations += [CommitOperationDelete(name) for name in sorted(stale)]
+            operations += [CommitOperationDelete(name) for name in sorted(stale) if owned(name)]
             done = self.api.create_commit(
                 self.repo_id,
                 operations,
@@ -113,14 +122,9 @@ class Repository:
                 commit_description=MARK,
                 parent_commit=head.sha,
             )
-            return Pushed(done.oid, done.oid != head.sha)
+            return Pushed(done.oid, done.oid != seen[0])
 
         with self.in_words():
-            head = self._info()
-            stale = {file.rfilename for file in head.siblings or []} - set(files)
-            stale = {name for name in stale if owned(name)}
-            if not overwrite:
-                self._check_ours(head.sha)
             return self.call(attempt)
 
     def tag(self, name: str, sha: str, moves: bool) -> None:
@@ -143,7 +147,11 @@ class Repository:
                     f"files are in commit {sha[:8]}. Choose another --tag."
                 )
             if name in there:
-                self.call(self.api.delete_tag, self.repo_id, tag=name, repo_type=self.kind)
+                try:
+                    self.call(self.api.delete_tag, self.repo_id, tag=name, repo_type=self.kind)
+                except HfHubHTTPError as error:
+                    if _status(error)[0] != 404:  # done by an attempt whose answer was lost
+                        raise
             make = self.api.create_tag
             self.call(make, self.repo_id, tag=name, revision=sha, repo_type=self.kind, exist_ok=True)
 
@@ -171,18 +179,18 @@ class Repository:
         except HubError:
             raise
         except Exception as error:
-            sentence = _sentence(error, self.repo_id, self.kind)
             kind = Unreachable if _is_passing(error) else HubError
-            raise kind(sentence.replace(get_token() or "\0", "(the token)")) from None
+            raise kind(_sentence(error, self.repo_id, self.kind)) from None
 
     def _info(self) -> Any:
         return self.call(self.api.repo_info, self.repo_id, repo_type=self.kind, timeout=SILENCE)
 
-    def _check_ours(self, head: str) -> None:
-        commits = self.call(self.api.list_repo_commits, self.repo_id, repo_type=self.kind, revision=head)
-        if len(commits) > 1 and MARK not in commits[0].message:
+    def _check_ours(self, head: Any) -> None:
+        commits = self.api.list_repo_commits(self.repo_id, repo_type=self.kind, revision=head.sha)
+        fresh = len(commits) <= 1 and {file.rfilename for file in head.siblings or []} <= FRESH
+        if not fresh and MARK not in commits[0].message:
             raise HubError(
-                f"{self.repo_id} was changed by somebody else since the last push (commit {head[:8]}, "
+                f"{self.repo_id} was changed by somebody else since the last push (commit {head.sha[:8]}, "
                 f"{commits[0].title!r}): look at it first. --overwrite replaces the files; the Hub keeps the old ones "
                 "in its history."
             )
@@ -241,11 +249,12 @@ def _has(error: Exception, kinds: tuple[type[Exception], ...]) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """In a few words: the Hub's own, where it has some."""
+    """In a few words: the Hub's own, where it has some. Whatever answers may repeat the token, which is left out."""
     *_, cause = _chain(error)
     status, _ = _status(error)
     said = next((e.server_message for e in _chain(error) if isinstance(e, HfHubHTTPError) and e.server_message), "")
     said = said or ("" if status else str(cause).strip() or type(cause).__name__)
+    said = said.replace(get_token() or "\0", "(the token)")
     return ": ".join(filter(None, [str(status or ""), said.splitlines()[0][:200] if said else ""]))
 
 

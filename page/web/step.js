@@ -1,5 +1,5 @@
 // One choice under the microscope: the likeliest tokens through every filter, and the random number that chose.
-// value: {index, token: {text, rank, bits}, vocabulary, choices, steps: [{name, left}], rows: [{id, text, p: [], here}],
+// value: {index, token: {text, p, rank, bits}, vocabulary, choices, steps: [{name, left}], rows: [{id, text, p: [], here}],
 //         draw: {u, slice, text, same}}, or {} for nothing
 const box = element.querySelector(".step");
 const bar = (p, most) => {
@@ -29,8 +29,7 @@ const strip = ({ u, slice, text, same }) => {
 const draw = () => {
     const { token, index, vocabulary, choices, steps, rows, draw: drawn } = props.value ?? {};
     if (!rows) return box.replaceChildren();
-    const here = rows.find((row) => row.here);
-    const facts = `Token ${index + 1}: the model gave it ${percent(here.p[0])}, a ${surprise(token.bits)}, rank ${token.rank} of `
+    const facts = `Token ${index + 1}: the model gave it ${percent(token.p)}, a ${surprise(token.bits)}, rank ${token.rank} of `
         + `${vocabulary.toLocaleString("en")}. The choice was as open as one among ${choices.toFixed(choices < 10 ? 1 : 0)} `
         + `equally likely tokens (entropy ${Math.log2(choices).toFixed(1)} bits).`;
     const head = make("tr", {}, make("th", { scope: "col" }, "Token"));

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -116,6 +118,20 @@ def test_a_row_joins_as_the_last_and_the_last_takes_the_place_of_one_that_leaves
     assert holds(rows[2])
     cache.leave(0)
     assert cache.pos == []
+
+
+@torch.no_grad()
+def test_numbers_that_overflowed_in_one_text_reach_no_other(tiny_model):
+    idx, cache = torch.arange(4).view(1, 4), KVCache(tiny_model.config, batch_size=3)
+    tiny_model(idx[:, :3].expand(3, 3), cache=cache)
+    cache.v[:, [0, 2], :, 1:4] = math.nan  # the fourth by a step that failed half-way
+    cache.leave(2)
+    cache.leave(0)
+    cache.join(KVCache(tiny_model.config))
+    assert cache.pos == [3, 0]
+    found = tiny_model(torch.tensor([[3], [0]]), cache=cache)[0][:, 0]  # one goes on, another begins in an old row
+    torch.testing.assert_close(found[0], tiny_model(idx)[0][0, -1])
+    torch.testing.assert_close(found[1], tiny_model(idx)[0][0, 0])
 
 
 def test_a_step_moves_only_the_rows_that_are_there():

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 import gpt2
 from gpt2 import CheckpointError, SamplingParams, checkpoint
 from gpt2.config import ACCEPTED
-from gpt2.files import NEEDED, WEIGHTS
+from gpt2.files import NEEDED, WEIGHTS, check_file
 
 FILES = {
     "config.json",
@@ -438,7 +438,14 @@ def test_a_local_directory_has_no_commit(tiny_checkpoint):
     assert gpt2.find(str(tiny_checkpoint)) == checkpoint.Found(tiny_checkpoint, str(tiny_checkpoint), None)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where/at all", "a/b/c", "~/x", "a b/c", "../up"])
+@pytest.mark.skipif(not Path("/etc/hosts").is_file(), reason="no file that is always there")
+def test_a_folder_directly_below_the_root_is_one_like_any_other():
+    check_file(Path("/etc/hosts"))
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "./no/where", "/no/where/at all", "a/b/c", "~/x", "a b/c", "../up", "a/b@/c"]
+)
 def test_a_missing_directory_is_answered_with_what_would_work(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert "give a directory, or a Hub id like user/repo" in refusal(name)
@@ -513,6 +520,7 @@ def test_json_that_is_no_configuration_is_recognised(directory, content):
         ({"n_embd": 1e400}, "n_embd="),
         ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon"),
         ({"n_positions": [16]}, "block_size="),
+        ({"n_positions": 65_536, "n_layer": 512}, "keys and values"),
         ({"eos_token_id": 999}, "eos_token_id=999"),
     ],
 )

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -414,6 +415,18 @@ def test_a_failure_while_one_reads_does_not_touch_those_who_write(make_engine, t
     with pytest.raises(gpt2.EngineError):
         list(engine.submit("xyz", params))
     assert "".join(writing) == text_of(tireless_model, tiny_tokenizer, "x", params)
+
+
+def test_without_memory_for_one_text_the_others_go_on(make_engine, tireless_model, tiny_tokenizer):
+    model, params = Fragile(tireless_model), SamplingParams(max_new_tokens=100, seed=1)
+    engine = make_engine(model)
+    writing = engine.submit("x", params)
+    first = next(iter(writing))
+    model.new_cache = Mock(side_effect=MemoryError("no room"))
+    with pytest.raises(gpt2.EngineError, match="no room"):
+        list(engine.submit("xyz", SamplingParams(max_new_tokens=3)))
+    model.new_cache = tireless_model.new_cache
+    assert first + "".join(writing) == text_of(tireless_model, tiny_tokenizer, "x", params)
 
 
 def test_a_damaged_model_is_named_as_in_generate(make_engine, tiny_model):

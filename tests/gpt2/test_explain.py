@@ -143,6 +143,11 @@ def test_a_prompt_is_read_and_not_scored(tiny_model, tiny_tokenizer):
     assert scored.tokens[0].logprob == pytest.approx(float(logits.log_softmax(0)[scored.tokens[0].id]), abs=1e-5)
 
 
+def test_a_perplexity_beyond_all_floats_is_a_number_all_the_same():
+    assert 1e300 < explain.Score((None,), 800.0, 1).perplexity < math.inf
+    assert explain.Score((None,), 0.0, 1).perplexity == 1.0
+
+
 def test_an_empty_text_has_no_tokens_and_no_figure(tiny_model, tiny_tokenizer):
     scored = gpt2.score(tiny_model, tiny_tokenizer, "")
     assert scored == explain.Score((), 0.0, 0)

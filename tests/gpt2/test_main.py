@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gpt2
-from gpt2.__main__ import main, parser
+from gpt2.__main__ import main, parser, write
 
 STATS = re.compile(r"\[(\d+) tokens, \d+ tok/s, stopped: ([\w-]+), seed (\d+)(; .*)?\]")
 
@@ -82,6 +82,14 @@ def test_every_flag_reaches_the_sampler(say, tiny_model, tiny_tokenizer):
         rest = {k: v for k, v in flags.items() if k != name}
         argv = [part for k, v in rest.items() for part in (f"--{k.replace('_', '-')}", str(v))]
         assert say("the", *argv)[1] != out, f"{name} changes nothing"
+
+
+def test_what_would_steer_a_terminal_reaches_none(capsys, monkeypatch, tiny_model, tiny_tokenizer):
+    pieces = iter(["a\x1b]0;owned\x07b", "c\td\n\x9b2J"])
+    monkeypatch.setattr(gpt2, "generate", lambda *_: pieces)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    write(tiny_model, tiny_tokenizer, "", gpt2.SamplingParams())
+    assert capsys.readouterr().out == "a\ufffd]0;owned\ufffdbc\td\n\ufffd2J"
 
 
 def test_the_same_seed_gives_the_same_output(say):

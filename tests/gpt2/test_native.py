@@ -18,6 +18,7 @@ SIZES = [
     gpt2.GPTConfig(block_size=130, vocab_size=263, n_layer=2, n_head=2, n_embd=32),
     gpt2.GPTConfig(block_size=70, vocab_size=131, n_layer=3, n_head=3, n_embd=57),
     gpt2.GPTConfig(block_size=80, vocab_size=50, n_layer=1, n_head=1, n_embd=1),
+    gpt2.GPTConfig(block_size=70, vocab_size=50, n_layer=1, n_head=3, n_embd=255),  # heads of 64 + 16 + 5
 ]
 whatever_size = pytest.mark.parametrize("config", SIZES, ids=lambda config: f"{config.n_embd} wide")
 

@@ -344,6 +344,15 @@ def merge_what_was_merged_before(directory: Path) -> None:
     write_merges(directory, "a b", "b c", "a bc")
 
 
+def add_an_empty_token(directory: Path) -> None:
+    """Undoing the merge of nothing and "a" would give "a" for ever."""
+    gpt2.Tokenizer([(b"a", b"b")]).save(directory)
+    vocab = read_vocab(directory)
+    del vocab["ab"], vocab[ENDOFTEXT]
+    write_vocab(directory, {**vocab, "": 256, "ab": 257, ENDOFTEXT: 258})
+    write_merges(directory, " a", "a b")
+
+
 def merge_three(directory: Path) -> None:
     write_merges(directory, "t h e")
 
@@ -385,6 +394,7 @@ def write_what_is_not_utf8(directory: Path) -> None:
         (add_a_token_that_no_merge_makes, "7 merged tokens, but 6 merges"),
         (merge_what_is_no_token, "do not rise"),
         (merge_what_was_merged_before, "no text ever gets the token b'abc'"),
+        (add_an_empty_token, "a token is empty"),
         (merge_three, "merges.txt, line 2"),
         (write_fractions, "whole numbers"),
         (write_truth, "whole numbers"),

@@ -128,6 +128,7 @@ def test_a_crowd_of_nonsense_leaves_the_queue_open(running):
         *("file=/etc/passwd", "file=../../etc/passwd", "file=http://127.0.0.1:1/", "file=https://192.0.2.1/"),
         *("%66ile=https://192.0.2.1/", "proxy=https://192.0.2.1/", "dev/reload", "vibe-code", "profiling/traces"),
         *("file/etc/passwd", "runs", "run-history/records", "custom_component/a/b/c/d", "stream/a/1/1/playlist.m3u8"),
+        "deep_link?session_hash=x",
         *("../pwa_icon/6000", "../pwa_icon", "../monitoring", "../monitoring/summary", "../static/%2e%2e/app.py"),
     ],
 )  # fmt: skip

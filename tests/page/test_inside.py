@@ -59,6 +59,24 @@ def test_of_a_very_long_text_the_last_requests_are_shown_and_what_was_before_as_
     assert given == "A" + first.text and [run.ids for run in runs] == [second.ids]
 
 
+def test_a_text_in_many_requests_is_shown_from_the_last_of_them(tiny_served, looked, monkeypatch):
+    first, second = (Sample(run.seed, tiny_served.tokenizer.decode(run.ids), run.ids) for run in looked.runs)
+    monkeypatch.setattr(inside, "MAX_RUNS", 1)
+    given, runs = inside.runs_of(tiny_served, "A", replace(second, earlier=first))
+    assert given == "A" + first.text and [run.ids for run in runs] == [second.ids]
+
+
+def test_a_token_has_a_row_also_where_another_pass_does_not_count_it_among_the_likeliest(tiny_served, looked):
+    (run, at), token = looked.at(0), looked.tokens[0]
+    found = next_tokens(tiny_served.model, tiny_served.tokenizer, run.before, 10, PARAMS, uniform(run.seed, at))
+    [unlikely] = sorted(set(range(30)) - {c.id for c in found.candidates} - {found.chosen.id})[:1]
+    now = replace(looked, tokens=(replace(token, id=unlikely), *looked.tokens[1:]))
+    value = inside.step_value(tiny_served, now, 0, found, PARAMS)
+    [row] = [row for row in value["rows"] if row["here"]]
+    assert row["id"] == unlikely and row["p"] == [math.exp(token.logprob), None, None, None]
+    assert value["token"]["p"] == math.exp(token.logprob)
+
+
 def test_every_filter_that_is_on_has_a_column_and_says_how_many_are_left(tiny_served, looked):
     steps = under_glass(tiny_served, looked, 0)["steps"]
     assert [step["name"] for step in steps] == ["Model", "Temperature 0.9", "Top-k 30", "Top-p 0.9"]
@@ -101,7 +119,7 @@ def test_an_empty_text_has_no_score(tiny_served):
 @pytest.mark.parametrize("event", [None, {}, {"index": 10**9}, {"index": "0"}, {"id": [1]}, {"id": -1}, 5])
 @pytest.mark.parametrize("endpoint", ["choose", "fork"])
 def test_a_forged_choice_does_no_harm(running, endpoint, event):
-    body = {"data": [None] * 7, "event_data": event}
+    body = {"data": [None] * 8, "event_data": event}
     running.post(f"/gradio_api/call/{endpoint}", json.dumps(body).encode())
     assert "complete" in running.call("model_info", [])
     assert "Traceback" not in running.log()
@@ -274,6 +292,20 @@ def test_a_stopped_text_is_forked_with_the_same_seed_too(open_page):
     another_token(page).click()
     wait(page, lambda: page.locator("#sheet").is_visible() and "the maximum you set" in status(page))
     assert "Seed 41:" in status(page)
+
+
+@pytest.mark.browser
+def test_no_fork_takes_the_place_of_a_text_that_is_being_written(open_page):
+    page = open_page()
+    begin(page, max_tokens=2000)
+    page.keyboard.press("Control+Enter")
+    wait(page, lambda: len(sheet(page)) > 100)
+    look(page)
+    page.locator("#tokens button").nth(2).click()
+    page.locator("#step table").wait_for()
+    another_token(page).click()
+    page.get_by_text("A text is being written").first.wait_for()
+    assert page.locator("#prompt textarea").input_value() == "ROMEO:"
 
 
 @pytest.mark.browser

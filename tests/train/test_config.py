@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
@@ -50,6 +51,13 @@ def test_no_overlap_is_a_flag_and_is_recorded():
 def test_the_recorded_command_names_files_without_the_folders_they_lay_in():
     config = replace(preset("tiny"), texts=(Path("/home/someone/private/my.txt"),), out=Path("/home/someone/run"))
     assert config.command() == "python -m train my.txt --preset tiny"
+
+
+def test_a_file_name_that_is_no_utf8_can_be_recorded():
+    config = replace(preset("tiny"), texts=(Path(os.fsdecode(b"caf\xe9.txt")),), corpus=None)
+    assert (
+        json.dumps(config.public().to_json(), ensure_ascii=False).encode("utf-8").count("caf\ufffd.txt".encode()) == 1
+    )
 
 
 def test_the_recorded_command_for_a_text_of_ones_own_names_no_corpus(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.utils import set_client_factory
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
 from tests import hub_server
@@ -125,6 +126,35 @@ def test_what_somebody_else_changed_is_not_overwritten_blindly(push, hub, run):
     assert hub.repo("ada/rhymes").head == head
     assert push(run, "ada/rhymes", "--overwrite").returncode == 0
     assert hub.repo("ada/rhymes").files()["README.md"] != b"Edited on the web."
+
+
+def test_a_repository_whose_history_somebody_squashed_is_not_overwritten_either(push, hub, run):
+    push(run, "ada/rhymes")
+    repo = hub.repo("ada/rhymes")
+    files = {**repo.files(), "README.md": b"Edited on the web."}
+    repo.branches.clear()
+    repo.commit(files, "Super-squash branch 'main'")
+    refused = push(run, "ada/rhymes")
+    assert len(repo.commits) == 1 and refused.returncode == 1 and "somebody else" in refused.stderr
+
+
+@pytest.mark.parametrize("method, path", [("POST", "/commit/"), ("DELETE", "/tag/")])
+def test_what_was_done_and_not_answered_is_found_done(push, hub, run, method, path):
+    push(run / "last", "ada/rhymes")
+    (run / "last" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n', encoding="utf-8")
+    (run / "last" / "loss.png").unlink()
+    hub.fail(method, path, kind="lost")
+    done = push(run / "last", "ada/rhymes")
+    repo = hub.repo("ada/rhymes")
+    assert done.returncode == 0 and "trying again" in done.stdout, done.stderr
+    assert list(repo.tags.values()) == [repo.head] and len(repo.commits) == 3 and "loss.png" not in repo.files()
+
+
+def test_what_the_hub_says_is_repeated_without_the_token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    response = httpx.Response(503, request=httpx.Request("POST", "https://huggingface.co/api"))
+    error = HfHubHTTPError("no", response=response, server_message=f"Bearer {WRITE} is busy")
+    assert upload._reason(error) == "503: Bearer (the token) is busy"
 
 
 def test_a_tag_that_the_user_gave_stays_where_it_is(push, hub, run):

@@ -31,6 +31,15 @@ def weights(directory) -> dict[str, torch.Tensor]:
     return gpt2.load(directory, "cpu", "float32")[0].state_dict()
 
 
+def test_more_texts_than_a_checkpoint_can_name_are_refused_before_anything_is_done(
+    corpus, config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer, "MAX_DOCUMENTS", 1)
+    with pytest.raises(ValueError, match="2 texts are more than the 1 .* join them"):
+        fit(config, corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_ends_with_a_checkpoint_that_beats_knowing_nothing(finished):
     run_dir, result, _ = finished
     assert result.directory == run_dir / "best"
