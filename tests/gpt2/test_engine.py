@@ -420,8 +420,8 @@ def test_a_failure_while_one_reads_does_not_touch_those_who_write(make_engine, t
 def test_without_memory_for_one_text_the_others_go_on(make_engine, tireless_model, tiny_tokenizer):
     model, params = Fragile(tireless_model), SamplingParams(max_new_tokens=100, seed=1)
     engine = make_engine(model)
-    writing = engine.submit("x", params)
-    first = next(iter(writing))
+    writing = iter(engine.submit("x", params))
+    first = next(writing)
     model.new_cache = Mock(side_effect=MemoryError("no room"))
     with pytest.raises(gpt2.EngineError, match="no room"):
         list(engine.submit("xyz", SamplingParams(max_new_tokens=3)))
