@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_LINES = 7200  # of code
+MAX_LINES = 7280  # of code
 
 # Top floor first. A module imports from its own floor or from those below; a file that is not yet written may have
 # its place, one that has no place fails.
