@@ -20,7 +20,7 @@ from gpt2.explain import NextTokens, Score, TokenScore, uniform
 from page.desk import Desk
 from page.served import Served
 from page.style import script
-from page.writing import SETTINGS, Sample, checked, number, refusal, words
+from page.writing import SETTINGS, Progress, Sample, checked, number, refusal, words
 
 MAX_TOKENS = 4000  # that one look covers; more buttons than that and the browser stutters
 MAX_RUNS = 32  # each is read by itself, while others wait
@@ -53,6 +53,7 @@ class Looked:
 
     runs: tuple[Run, ...]
     tokens: tuple[TokenScore, ...]  # of all of them
+    written: tuple[Progress, ...] = ()  # what was on the sheet at the time, whether or not it is this
 
     def at(self, i: int) -> tuple[Run, int]:
         """Whose the token i is, and which of its."""
@@ -211,11 +212,17 @@ def room(
             ]
     looked, at = gr.State(None), gr.State(None)
 
-    def glass(*runs: Run) -> tuple[Looked, Score]:
+    def glass(written: tuple[Progress, ...], *runs: Run) -> tuple[Looked, Score]:
         scores = [think(gpt2.score, run.ids, prompt=run.before, alternatives=0) for run in runs]
         tokens = tuple(token for score in scores for token in score.tokens)
         score = Score(tokens, sum(score.nats for score in scores), sum(score.bytes for score in scores))
-        return Looked(runs, tokens), score
+        return Looked(runs, tokens, written), score
+
+    def look(pages, sample, now):
+        """The tab was opened: what was just written, where that is not what was there when the visitor left."""
+        if now is not None and now.written == pages[-1:]:
+            return [gr.skip()] * (len(seen) + len(dials))
+        return look_at_last(pages, sample)
 
     def look_at_last(pages, sample):
         """What was just written, with the draws that chose it."""
@@ -225,7 +232,7 @@ def room(
         now = pages[-1]
         i = min(sample, len(now.samples)) - 1 if type(sample) is int and sample > 0 else 0
         given, runs = runs_of(served, now.prompt, now.samples[i])
-        new, score = glass(*runs)
+        new, score = glass(pages[-1:], *runs)
         n, per_byte = len(now.samples), score.bits_per_byte or 0
         return (
             new,
@@ -238,10 +245,10 @@ def room(
             *(getattr(now.params, d.name) for d in DIALS),
         )
 
-    def look_at_own(text):
+    def look_at_own(text, pages):
         text = words(text, "The text")
         ids = tuple(served.tokenizer.encode(text))
-        new, score = glass(Run((), ids[:MAX_TOKENS], None))
+        new, score = glass(pages[-1:], Run((), ids[:MAX_TOKENS], None))
         cut = f" Only the first {MAX_TOKENS:,} tokens are shown." if len(ids) > MAX_TOKENS else ""
         return (
             new,
@@ -290,8 +297,9 @@ def room(
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     busy = quiet | {"concurrency_id": "look", "concurrency_limit": 1}
     seen = [looked, at, summary, tokens, step, which]
-    gr.on([tab.select, back.click, which.input], look_at_last, [desk.pages, which], [*seen, *dials], **busy)
-    gr.on([judge.click, own.submit], look_at_own, own, seen, preprocess=False, **busy)
+    tab.select(look, [desk.pages, which, looked], [*seen, *dials], **busy)
+    gr.on([back.click, which.input], look_at_last, [desk.pages, which], [*seen, *dials], **busy)
+    gr.on([judge.click, own.submit], look_at_own, [own, desk.pages], seen, preprocess=False, **busy)
     # Each choice counts: by default one is dropped while another is looked at.
     tokens.select(choose, [looked, *dials], [at, step], preprocess=False, trigger_mode="multiple", **busy)
     gr.on([dial.input for dial in dials], show, [looked, at, *dials], step, trigger_mode="always_last", **busy)

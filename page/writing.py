@@ -258,5 +258,7 @@ def report(progress: Progress) -> str:
     said += f"Seed {progress.params.seed}: the same seed and settings repeat "
     if not (before := progress.samples[0].before):
         return said + "this text."
+    if len(progress.samples) > 1:
+        return said + "what was added to each text."
     given = len(progress.prompt + before)
     return said + f"what was added after the first {given:,} characters; the link below holds them."

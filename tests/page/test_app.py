@@ -138,7 +138,7 @@ def test_a_cancelled_request_frees_the_model_for_the_next(client):
     started = time.monotonic()
     client.predict("ROMEO:", max_new_tokens=2000, api_name="/generate")
     whole_run = time.monotonic() - started
-    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(3)]
+    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(app.SLOTS)]
     while not jobs[0].outputs():
         time.sleep(0.01)
     for job in jobs:

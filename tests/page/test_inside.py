@@ -181,7 +181,7 @@ def test_with_the_keyboard_alone_a_token_is_chosen_and_the_text_forked_with_the_
     assert page.locator("#step tbody tr").count() >= 10
     another_token(page).focus()
     page.keyboard.press("Enter")
-    wait(page, lambda: page.locator("#sheet").is_visible() and f"Seed {seed}" in status(page))
+    wait(page, lambda: f"Seed {seed}" in status(page) and page.locator("#sheet b").first.text_content() != "ROMEO:")
     prompt = page.locator("#sheet b").first.text_content()
     assert prompt.startswith("ROMEO:") and len(prompt) > len("ROMEO:")
     assert page.locator("#prompt textarea").input_value() == prompt
@@ -219,6 +219,24 @@ def test_a_text_of_ones_own_is_scored_beside_the_held_out_figure(open_page):
     page.locator("#tokens button").nth(1).click()
     page.locator("#step table").wait_for()
     assert "random number" not in page.locator("#step").text_content()
+
+
+@pytest.mark.browser
+def test_who_comes_back_finds_what_was_there_until_something_else_is_written(open_page):
+    page = open_page()
+    generate(page)
+    look(page)
+    page.locator("#own textarea").fill("the hand and mouth")
+    page.get_by_role("button", name="Score this text").click()
+    wait(page, lambda: tokens(page)[:1] == ["the"])
+    room(page, "Training")
+    room(page, "Look inside")
+    page.wait_for_timeout(500)
+    assert tokens(page)[:1] == ["the"]
+    room(page, "Write")
+    generate(page, "JULIET:")
+    look(page)
+    assert page.locator("#tokens .given").text_content() == "JULIET:"
 
 
 @pytest.mark.browser
@@ -270,7 +288,7 @@ def test_a_text_that_is_forked_stays_text(open_page):
     page.locator("#tokens button").nth(2).click()
     page.locator("#step table").wait_for()
     another_token(page).click()
-    wait(page, lambda: page.locator("#sheet").is_visible() and "Seed" in status(page))
+    wait(page, lambda: "Seed" in status(page) and page.locator("#sheet b").first.text_content() != INJECTIONS)
     prompt = page.locator("#sheet b").first.text_content()
     assert prompt.startswith(INJECTIONS) and len(prompt) > len(INJECTIONS)
     assert page.locator("#prompt textarea").input_value() == prompt
