@@ -151,7 +151,9 @@ def room(served: Served, desk: Desk, source: Source, slots: int, tab: gr.Tab) ->
     )
     stop.click(None, None, None, cancels=writing)
     writing.failure(lambda: ENDED, None, status, queue=False, show_progress="hidden", api_visibility="private")
-    tab.select(None, [desk.prompt, prompt], prompt, js="(text, own) => own || text")
+    # The prompt of Write, until the visitor has another here.
+    copy = "(text, own) => (!own || own === window.copied ? (window.copied = text) : own)"
+    tab.select(None, [desk.prompt, prompt], prompt, js=copy)
 
 
 def titled(served: Served) -> str:

@@ -32,6 +32,12 @@ class Desk:
     prompt: gr.Textbox
     settings: list[gr.Component]  # one per SETTINGS, then SAMPLES
     pages: gr.State  # tuple[Progress, ...], the last of them on the sheet
+    status: gr.HTML
+
+
+def is_waiting(status: Any) -> bool:
+    """Whether a request has not begun yet, by what the status line says."""
+    return isinstance(status, str) and (status == WAITING or status.startswith("Others"))
 
 
 def shown(pages: tuple[Progress, ...]) -> dict[str, Any]:
@@ -115,7 +121,7 @@ def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
     def interrupted(pages, shown_status):
         """The status line after Stop, or after a refusal."""
         if not pages or pages[-1].done:  # nothing was being written yet
-            return "" if shown_status == WAITING or shown_status.startswith("Others") else gr.skip(), gr.skip()
+            return "" if is_waiting(shown_status) else gr.skip(), gr.skip()
         stopped = pages[-1].ended("cancelled")
         return report(stopped), (*pages[:-1], stopped)
 
@@ -238,4 +244,4 @@ def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
     for event in (writing, ended):
         event.success(passed_on, inputs, [link, code], js=here, **quiet)
     demo.load(restore, None, [prompt, *settings, restored], **quiet)
-    return Desk(prompt, settings, pages)
+    return Desk(prompt, settings, pages, status)

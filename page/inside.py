@@ -17,7 +17,7 @@ import gradio as gr
 
 import gpt2
 from gpt2.explain import NextTokens, Score, TokenScore, uniform
-from page.desk import Desk
+from page.desk import Desk, is_waiting
 from page.served import Served
 from page.style import script
 from page.writing import SETTINGS, Progress, Sample, checked, number, refusal, words
@@ -278,13 +278,13 @@ def room(
         found = think(gpt2.next_tokens, run.before, k, params, u, drawn=run.ids[:at])
         return step_value(served, now, i, found, params)
 
-    def fork(event: gr.EventData, now, i, pages, *values):
+    def fork(event: gr.EventData, now, i, pages, status, *values):
         """Prompt, settings and tab that go on from the token i with another one in its place, and the same seed."""
         chosen = event._data.get("id") if isinstance(event._data, dict) else None
         known = now is not None and type(i) is int and 0 <= i < len(now.tokens)
         if not known or type(chosen) is not int or not 0 <= chosen < served.tokenizer.vocab_size:
             raise refusal("Choose a token first.")
-        if pages and not pages[-1].done:
+        if is_waiting(status) or (pages and not pages[-1].done):
             raise refusal("A text is being written: stop it first, or let it come to its end.")
         run, at = now.at(i)
         ids = [*run.before, *run.ids[:at], chosen]
@@ -306,5 +306,5 @@ def room(
     view.input(None, view, None, js="(name) => (document.querySelector('#tokens .tokens').dataset.view = name)")
     by_name = dict(zip([setting.name for setting in SETTINGS], desk.settings, strict=False))
     targets = [desk.prompt, *(by_name[d.name] for d in DIALS), by_name["seed"], tabs]
-    forking = step.select(fork, [looked, at, desk.pages, *dials], targets, preprocess=False, **busy)
+    forking = step.select(fork, [looked, at, desk.pages, desk.status, *dials], targets, preprocess=False, **busy)
     forking.success(None, None, None, js="() => document.getElementById('generate').click()")

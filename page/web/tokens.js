@@ -40,6 +40,7 @@ box.addEventListener("click", (event) => {
     trigger("select", { index: Number(button.dataset.i) });
 });
 box.addEventListener("keydown", (event) => {
+    if (event.repeat && event.key === "Enter") event.preventDefault(); // each press is a question to the model
     const all = buttons(), at = all.indexOf(document.activeElement);
     const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
     if (at < 0 || to === undefined) return;

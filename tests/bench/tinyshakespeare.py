@@ -50,7 +50,7 @@ BASE = {
 }
 # As large as nanoGPT's for this text; for a GPU.
 SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "batch-size": 32, "max-steps": 2000}
-# On one CPU core within an hour.
+# Within an hour on two CPU cores, or on one that has bfloat16.
 MINI = {"tokenizer": "bpe:512", "n-layer": 4, "n-head": 4, "n-embd": 256, "block-size": 512, "batch-size": 4}
 MINI |= {"learning-rate": 4e-3, "warmup-steps": 100, "cooldown": 0.5, "weight-decay": 0.3, "dropout": 0.1}
 MINI |= {"head-start": True, "renaming": 0.5, "echo": 0.5, "max-steps": 3000}
@@ -123,9 +123,9 @@ def final(name: str, flags: dict[str, Any], seeds: list[int], folder: Path, at_o
         own = {key: value for key, value in flags.items() if key != "teachers"} | {"distill-from": teachers}
         said = train(own if teachers else flags, seed, folder / f"{name}-{seed}")
         facts = {key: said[key] for key in (*FACTS, "precision", "versions")}
-        runs[str(seed)] = facts | {"at once": at_once, "flags": flags}
+        runs[str(seed)] = facts | {"at once": at_once, "flags": BASE | flags}
 
-    for seed in [seed for seed, run in runs.items() if run["flags"] != flags or int(seed) in seeds]:
+    for seed in [seed for seed, run in runs.items() if run["flags"] != BASE | flags or int(seed) in seeds]:
         del runs[seed]  # of another recipe, or made anew
     all_of(run, seeds, at_once, record)
     if missing := [seed for seed in seeds if str(seed) not in runs]:
@@ -160,7 +160,7 @@ def sweep(steps: int, rounds: int, folder: Path, at_once: int) -> None:
 
 def changed(name: str, steps: int) -> dict[str, Any]:
     """The recipe with a change, for about the work of so many of its steps."""
-    flags = MINI | CHANGES[name]
+    flags = BASE | MINI | CHANGES[name]
     whole = int(steps * flags.pop("steps", 1))
     return flags | {"max-steps": whole, "eval-every": whole}
 

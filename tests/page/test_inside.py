@@ -10,13 +10,14 @@ from functools import partial
 
 import pytest
 
+import app
 import gpt2
 from gpt2.explain import next_tokens, uniform
 from page import inside
 from page.share import settings_of
 from page.writing import Sample, news, write
 from tests.page.conftest import TRAINED_ON
-from tests.page.visit import INJECTIONS, begin, generate, number, open_more, press, room, sheet, status, wait
+from tests.page.visit import INJECTIONS, begin, crowd, generate, number, open_more, press, room, sheet, status, wait
 
 PARAMS = gpt2.SamplingParams(max_new_tokens=12, temperature=0.9, top_k=30, top_p=0.9, seed=5)
 
@@ -119,7 +120,7 @@ def test_an_empty_text_has_no_score(tiny_served):
 @pytest.mark.parametrize("event", [None, {}, {"index": 10**9}, {"index": "0"}, {"id": [1]}, {"id": -1}, 5])
 @pytest.mark.parametrize("endpoint", ["choose", "fork"])
 def test_a_forged_choice_does_no_harm(running, endpoint, event):
-    body = {"data": [None] * 8, "event_data": event}
+    body = {"data": [None] * 9, "event_data": event}
     running.post(f"/gradio_api/call/{endpoint}", json.dumps(body).encode())
     assert "complete" in running.call("model_info", [])
     assert "Traceback" not in running.log()
@@ -313,17 +314,20 @@ def test_a_stopped_text_is_forked_with_the_same_seed_too(open_page):
 
 
 @pytest.mark.browser
-def test_no_fork_takes_the_place_of_a_text_that_is_being_written(open_page):
+def test_no_fork_takes_the_place_of_a_text_that_is_being_written_or_waits(open_page, client):
     page = open_page()
-    begin(page, max_tokens=2000)
-    page.keyboard.press("Control+Enter")
-    wait(page, lambda: len(sheet(page)) > 100)
+    generate(page)
     look(page)
     page.locator("#tokens button").nth(2).click()
     page.locator("#step table").wait_for()
-    another_token(page).click()
-    page.get_by_text("A text is being written").first.wait_for()
-    assert page.locator("#prompt textarea").input_value() == "ROMEO:"
+    room(page, "Write")
+    with crowd(client, app.SLOTS):
+        begin(page, "JULIET:")
+        page.keyboard.press("Control+Enter")
+        room(page, "Look inside")
+        another_token(page).click()
+        page.get_by_text("A text is being written").first.wait_for()
+        assert page.locator("#prompt textarea").input_value() == "JULIET:"
 
 
 @pytest.mark.browser

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 import app
 from page import desk
 from page.writing import PRESETS, SAMPLES, SETTINGS
-from tests.page.visit import INJECTIONS, begin, generate, number, open_more, press, serve, sheet, status, wait
+from tests.page.visit import INJECTIONS, begin, crowd, generate, number, open_more, press, serve, sheet, status, wait
 
 
 @pytest.mark.browser
@@ -102,17 +99,6 @@ def test_a_prompt_that_is_too_long_is_refused_in_a_sentence_and_the_page_goes_on
     begin(page, max_tokens=10)
     page.keyboard.press("Control+Enter")
     wait(page, lambda: status(page).startswith("10 tokens"))
-
-
-@contextmanager
-def crowd(client, n: int) -> Iterator[None]:
-    """Others, who are being written for."""
-    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(n)]
-    while not all(job.outputs() for job in jobs):
-        time.sleep(0.05)
-    yield
-    for job in jobs:
-        job.cancel()
 
 
 @pytest.mark.browser

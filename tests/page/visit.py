@@ -122,6 +122,17 @@ def press(page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
 
+@contextmanager
+def crowd(client, n: int) -> Iterator[None]:
+    """Others, who are being written for."""
+    jobs = [client.submit("ROMEO:", max_new_tokens=2000, api_name="/generate") for _ in range(n)]
+    while not all(job.outputs() for job in jobs):
+        time.sleep(0.05)
+    yield
+    for job in jobs:
+        job.cancel()
+
+
 def room(page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
