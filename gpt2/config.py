@@ -62,7 +62,6 @@ class GPTConfig:
                 f"this configuration asks for {self.n_parameters / 1e9:,.1f} billion parameters "
                 f"({self.n_parameters * 4 / 1e9:,.0f} GB); the largest accepted is {MAX_PARAMETERS / 1e9:.0f} billion."
             )
-
         if self.n_layer * self.block_size * self.n_embd > MAX_CACHED:
             raise ValueError(
                 f"n_layer={self.n_layer} x block_size={self.block_size} x n_embd={self.n_embd}: keys and values of one "

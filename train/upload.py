@@ -85,7 +85,7 @@ class Repository:
             except RepositoryNotFoundError:
                 self.call(self.api.create_repo, repo_id, repo_type=kind, private=private, exist_ok=True, **new)
                 self.created = True
-            self.private = self._info().private
+            self.private = self.call(self._info).private
         if private and not self.private:
             raise HubError(f"{repo_id} is public: make it private at {self.url}/settings, or leave out --private.")
 
@@ -102,12 +102,11 @@ class Repository:
         Raises:
             HubError: where it was not done; the repository is then as it was.
         """
-
-        seen: list[str] = []
+        seen: list[str] = []  # the head at each attempt
 
         def attempt() -> Pushed:
             # Looked at each time: the attempt before may have been done, and only its answer lost.
-            head = self.api.repo_info(self.repo_id, repo_type=self.kind, timeout=SILENCE)
+            head = self._info()
             seen.append(head.sha)
             stale = {file.rfilename for file in head.siblings or []} - set(files)
             if not overwrite:
@@ -183,7 +182,7 @@ class Repository:
             raise kind(_sentence(error, self.repo_id, self.kind)) from None
 
     def _info(self) -> Any:
-        return self.call(self.api.repo_info, self.repo_id, repo_type=self.kind, timeout=SILENCE)
+        return self.api.repo_info(self.repo_id, repo_type=self.kind, timeout=SILENCE)
 
     def _check_ours(self, head: Any) -> None:
         commits = self.api.list_repo_commits(self.repo_id, repo_type=self.kind, revision=head.sha)
