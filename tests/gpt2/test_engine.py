@@ -22,14 +22,18 @@ PROMPTS = ["the", "a land", "", "o", "and thou in the house", "What is the city 
 FOREVER = SamplingParams(max_new_tokens=100_000, temperature=1.0, top_k=0)
 
 
-@pytest.fixture(scope="module")
-def tireless_model(tiny_model):
-    """tiny_model, which never ends a text of its own accord."""
-    model = copy.deepcopy(tiny_model)
+def tireless(model: gpt2.GPT) -> gpt2.GPT:
+    """The same, and it never ends a text of its own accord."""
+    model = copy.deepcopy(model)
     tokens, ln_f, end = model.transformer.wte.weight, model.transformer.ln_f, model.config.eos_token_id
     ln_f.weight[0], ln_f.bias[0] = 0, 10  # a channel that says the same everywhere
     tokens[:, 0], tokens[end], tokens[end, 0] = 0, 0, -100
     return model
+
+
+@pytest.fixture(scope="module")
+def tireless_model(tiny_model):
+    return tireless(tiny_model)
 
 
 @pytest.fixture
@@ -188,7 +192,7 @@ def test_readers_join_and_leave_between_passes(gate, make_engine):
 
 
 def test_a_long_prompt_is_read_in_chunks_between_which_the_others_write(make_model, tiny_tokenizer, make_engine):
-    gate = Gate(make_model(gpt2.GPTConfig(256, tiny_tokenizer.vocab_size, 1, 1, 8, eos_token_id=0)))
+    gate = Gate(tireless(make_model(gpt2.GPTConfig(256, tiny_tokenizer.vocab_size, 1, 1, 8, eos_token_id=0))))
     engine = make_engine(gate)
     engine.submit("the", FOREVER)
     short = engine.submit("the", FOREVER)
@@ -202,7 +206,7 @@ def test_a_long_prompt_is_read_in_chunks_between_which_the_others_write(make_mod
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_to_be_read(make_model, tiny_tokenizer, make_engine):
-    gate = Gate(make_model(gpt2.GPTConfig(1024, tiny_tokenizer.vocab_size, 1, 1, 8, eos_token_id=0)))
+    gate = Gate(tireless(make_model(gpt2.GPTConfig(1024, tiny_tokenizer.vocab_size, 1, 1, 8, eos_token_id=0))))
     engine = make_engine(gate)
     long = engine.submit("x" * 1000, FOREVER)
     assert gate.arrived.acquire(timeout=60)
@@ -514,7 +518,7 @@ def test_the_same_prompt_is_read_once(tireless_model, make_engine):
 
 
 def test_of_a_prompt_that_goes_on_from_another_only_the_rest_is_read(make_model, tiny_tokenizer, make_engine):
-    gate = Gate(make_model(gpt2.GPTConfig(512, tiny_tokenizer.vocab_size, 1, 1, 8, eos_token_id=0)))
+    gate = Gate(tireless(make_model(gpt2.GPTConfig(512, tiny_tokenizer.vocab_size, 1, 1, 8, eos_token_id=0))))
     gate.let_all_through()
     engine, params = make_engine(gate), SamplingParams(max_new_tokens=1, seed=1)
     prompt = "".join(random.Random(0).choices("xyz", k=150))
