@@ -142,8 +142,9 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    except OSError:
-        print(f"Port {port} is not free: end what listens there, or set PORT to another.", file=sys.stderr)
+    except OSError as error:  # without a number: Gradio's, of the port
+        taken = f"Port {port} is not free: end what listens there, or set PORT to another."
+        print(error if error.errno else taken, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0

