@@ -178,7 +178,7 @@ class Tokenizer:
         ids = list(ids)
         for idx in (min(ids, default=0), max(ids, default=0)):
             self.token_bytes(idx)  # refuses what is none
-        return self._encoding.decode_bytes(ids).decode("utf-8", "replace")  # at once: a call for each takes ten times
+        return self._encoding.decode_bytes(ids).decode("utf-8", "replace")  # a call for each takes far longer
 
     def token_bytes(self, idx: int) -> bytes:
         """The bytes that one id stands for; those of "<|endoftext|>" for the marker."""

@@ -154,8 +154,8 @@ def sweep(steps: int, rounds: int, folder: Path, at_once: int) -> None:
             del row[name]  # of another recipe
         all_of(run, [name for name in names if name not in row], at_once, record)  # an interrupted sweep goes on
         ranked = sorted((name for name in names if name in row), key=lambda name: row[name]["validation"])
-        better = {"as it is", "another seed", "a third seed", *ranked[: len(ranked) // 2]}
-        names, steps = [name for name in names if name in better], 2 * steps
+        better = ["as it is", "another seed", "a third seed", *ranked[: len(ranked) // 2]]  # these first
+        names, steps = list(dict.fromkeys(better)), 2 * steps
 
 
 def changed(name: str, steps: int) -> dict[str, Any]:
