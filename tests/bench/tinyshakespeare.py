@@ -93,6 +93,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "6 layers, 192 wide": {"n-layer": 6, "n-embd": 192, "n-head": 3, "steps": 1.2},
 }
 
+SEEDS = ("as it is", "another seed", "a third seed")
+
 
 def train(flags: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
     """The training.json of a run; one that was interrupted goes on."""
@@ -154,8 +156,25 @@ def sweep(steps: int, rounds: int, folder: Path, at_once: int) -> None:
             del row[name]  # of another recipe
         all_of(run, [name for name in names if name not in row], at_once, record)  # an interrupted sweep goes on
         ranked = sorted((name for name in names if name in row), key=lambda name: row[name]["validation"])
-        better = ["as it is", "another seed", "a third seed", *ranked[: len(ranked) // 2]]  # these first
+        better = [*SEEDS, *ranked[: len(ranked) // 2]]  # these first
         names, steps = list(dict.fromkeys(better)), 2 * steps
+    print(*table(record["sweep"]), sep="\n")
+
+
+def table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Every change beside the mean of the three seeds of the recipe as it is; best first, the longest runs before."""
+    columns = sorted(rows, key=lambda title: -int(title.split()[0]))
+    tried = [name for name in CHANGES if any(name in row for row in rows.values())]
+    tried.sort(key=lambda name: [rows[c][name]["validation"] if name in rows[c] else 99 for c in columns])
+    lines = [f"| of the recipe | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for name in tried:
+        cells = []
+        for title in columns:
+            own = statistics.mean(rows[title][seed]["validation"] for seed in SEEDS)
+            found = rows[title].get(name, {}).get("validation")
+            cells.append("" if found is None else f"{found:.3f} ({found - own:+.3f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def changed(name: str, steps: int) -> dict[str, Any]:
