@@ -167,12 +167,12 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     tried = [name for name in CHANGES if any(name in row for row in rows.values())]
     tried.sort(key=lambda name: [rows[c][name]["validation"] if name in rows[c] else 99 for c in columns])
     lines = [f"| of the recipe | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    own = {title: statistics.mean(rows[title][seed]["validation"] for seed in SEEDS) for title in columns}
     for name in tried:
         cells = []
         for title in columns:
-            own = statistics.mean(rows[title][seed]["validation"] for seed in SEEDS)
             found = rows[title].get(name, {}).get("validation")
-            cells.append("" if found is None else f"{found:.3f} ({found - own:+.3f})")
+            cells.append("" if found is None else f"{found:.3f} ({found - own[title]:+.3f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
