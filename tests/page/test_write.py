@@ -221,7 +221,7 @@ def test_the_first_settings_are_in_view_and_the_others_under_more_each_with_a_li
             s.name for s in (*SETTINGS, SAMPLES) if page.locator(f"#{s.name}.block").locator("visible=true").count()
         }
 
-    assert in_view() == {"max_new_tokens", "top_k"}
+    wait(page, lambda: in_view() == {"max_new_tokens", "top_k"})
     open_more(page)
     wait(page, lambda: in_view() == {s.name for s in (*SETTINGS, SAMPLES)})
     for setting in (*SETTINGS, SAMPLES):
