@@ -50,15 +50,20 @@ BASE = {
 }
 # As large as nanoGPT's for this text; for a GPU.
 SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "batch-size": 32, "max-steps": 2000}
-# Within an hour on two CPU cores, or on one that has bfloat16.
+# For two CPU cores, or one that has bfloat16; what the sweep changes, one thing at a time.
 MINI = {"tokenizer": "bpe:512", "n-layer": 4, "n-head": 4, "n-embd": 256, "block-size": 512, "batch-size": 4}
 MINI |= {"learning-rate": 4e-3, "warmup-steps": 100, "cooldown": 0.5, "weight-decay": 0.3, "dropout": 0.1}
 MINI |= {"head-start": True, "renaming": 0.5, "echo": 0.5, "max-steps": 3000}
+# With what helped in the sweep: within an hour.
+BEST = MINI | {"dropout": 0.05, "block-size": 1024, "batch-size": 2}
 RECIPES: dict[str, dict[str, Any]] = {
-    "mini": MINI,
+    "mini": BEST,
+    "swept": MINI,
     "small": SMALL,
     "gpt2": SMALL | {"tokenizer": "gpt2", "dropout": 0.4, "max-steps": 1200},
-    "distilled": SMALL | {"teachers": 4, "distill-share": 0.8, "dropout": 0.1},  # those of `final small --keep`
+    # Teachers are runs of another recipe, of `final RECIPE --keep` with the same folder.
+    "mini-distilled": BEST | {"teachers": ["mini-1", "mini-2"], "distill-share": 0.8},
+    "small-distilled": SMALL | {"teachers": [f"small-{i}" for i in (1, 2, 3, 4)], "distill-share": 0.8, "dropout": 0.1},
 }
 # Of MINI, each for about as much work: where a step is more of it, there are fewer.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -119,9 +124,9 @@ def final(name: str, flags: dict[str, Any], seeds: list[int], folder: Path, at_o
     runs = record["final"].setdefault(name, {})
 
     def run(seed: int) -> None:
-        teachers = [str(folder / f"small-{number}") for number in range(1, 1 + flags.get("teachers", 0))]
+        teachers = [str(folder / teacher) for teacher in flags.get("teachers", [])]
         if missing := [name for name in teachers if not Path(name, "best").is_dir()]:
-            raise FileNotFoundError(f"{missing[0]} is not there: `final small --seeds 1 2 3 4 --keep` makes it.")
+            raise FileNotFoundError(f"{missing[0]} is not there: `final` makes it, with the same --keep.")
         own = {key: value for key, value in flags.items() if key != "teachers"} | {"distill-from": teachers}
         said = train(own if teachers else flags, seed, folder / f"{name}-{seed}")
         facts = {key: said[key] for key in (*FACTS, "precision", "versions")}
