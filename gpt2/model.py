@@ -36,20 +36,21 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.n_head = config.n_head
+        self.dropout = config.dropout
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
-        p = self.resid_dropout.p if self.training else 0.0
         q, k, v = self.c_attn(x).split(C, dim=2)  # 3 x (B, T, C)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if cache is not None:
             y = attend(q, *cache.update(layer, k, v), mask)
-        elif p and x.is_cpu:
-            y = attend_and_drop(q, k, v, p)
+        elif self.training and self.dropout and x.is_cpu:
+            y = attend_and_drop(q, k, v, self.dropout)
         else:
+            p = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         return self.resid_dropout(self.c_proj(y))

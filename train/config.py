@@ -80,9 +80,6 @@ class TrainConfig:
     head_start: bool = False
     # Share of activations dropped while training; more for small texts that are read many times.
     dropout: float = 0.1
-    # Share of the steps that are done before any are: a model learns sooner without, and dropout comes where it would
-    # begin to learn by heart (late dropout; Dropout Reduces Underfitting, Liu et al., 2023).
-    dropout_from: float = 0.0
     # Share of input tokens replaced by others of the text (targets never are); against learning by heart.
     input_noise: float = 0.0
 
@@ -170,8 +167,7 @@ class TrainConfig:
         _at_least(0, self, "learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "holdout")
         if self.micro_batch is not None:
             _at_least(1, self, "micro_batch")
-        shares = ("dropout", "dropout_from", "input_noise", "bpe_dropout", "renaming", "echo")
-        for field in (*shares, "beta1", "beta2", "ema", "cooldown"):
+        for field in ("dropout", "input_noise", "bpe_dropout", "renaming", "echo", "beta1", "beta2", "ema", "cooldown"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and below 1.")
         if not 0 < self.distill_share <= 1:

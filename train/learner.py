@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gpt2
 from gpt2 import device as hardware
-from gpt2.dropout import Dropout
 from gpt2.model import IGNORE
 from train import optimizer
 from train.config import TrainConfig
@@ -61,7 +60,6 @@ class Learner:
         self.optimizers = optimizer.build(model, config, muon_dtype=half)
         # float16 has too few small numbers for gradients; the scaler lifts them and backs off on overflow.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
-        self.dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
         self.average = [p.detach().clone() for p in model.parameters()] if config.ema else []
 
     def autocast(self) -> torch.autocast:
@@ -78,9 +76,6 @@ class Learner:
         digest = hashlib.sha256(f"{self.config.seed}/dropout/{step}/{self.processes.rank}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7], "big"))
         self.network.train()
-        late = step >= self.config.dropout_from * self.config.max_steps
-        for module in self.dropouts:
-            module.p = self.config.dropout if late else 0.0
         for part in self.optimizers:
             optimizer.set_learning_rate(part, rate)
             part.zero_grad(set_to_none=True)

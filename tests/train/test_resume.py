@@ -33,7 +33,7 @@ MOVING = ("seconds", "tokens_per_second")  # what a clock says differs from run 
 def long(config):
     """40 steps with all there is to remember, logged as they go: whatever is forgotten shows."""
     everything = {"dropout": 0.1, "input_noise": 0.1, "bpe_dropout": 0.1, "renaming": 0.5, "echo": 0.5}
-    everything |= {"dropout_from": 0.4, "optimizer": "muon", "schedule": "wsd", "ema": 0.9}
+    everything |= {"optimizer": "muon", "schedule": "wsd", "ema": 0.9}
     return replace(config, max_steps=40, log_every=2, eval_every=10, **everything)
 
 

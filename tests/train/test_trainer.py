@@ -148,17 +148,6 @@ def test_dropout_is_a_function_of_the_seed_and_the_step(tmp_path, corpus, config
     assert all(t.equal(weights(tmp_path / "b" / "last")[n]) for n, t in weights(tmp_path / "a" / "last").items())
 
 
-def test_late_dropout_drops_nothing_before_its_time(tmp_path, corpus, config):
-    config = replace(config, max_steps=8, eval_every=8, log_every=1)
-    for name, changes in {"none": {"dropout": 0.0}, "late": {"dropout": 0.3, "dropout_from": 0.5}}.items():
-        fit(replace(config, **changes), corpus, tmp_path / name, say=lambda _: None)
-    none, late = (
-        [entry["loss"] for entry in read_jsonl(tmp_path / name / "metrics.jsonl") if "loss" in entry]
-        for name in ("none", "late")
-    )
-    assert none[:4] == late[:4] and not set(none[4:]) & set(late[4:])
-
-
 def test_best_is_the_checkpoint_with_the_lowest_validation_figure(tmp_path, corpus, config, monkeypatch):
     figures = iter([5.0, 3.0, 2.0, 4.0, 4.5])
     monkeypatch.setattr(trainer.scoring, "score", _scripted(trainer.scoring.score, figures))
