@@ -279,8 +279,8 @@ RESUMABLE = ("resume", "dry_run", "max_steps", "micro_batch", "device", "compile
 
 # fmt: off
 PRESETS: dict[str, TrainConfig] = {
-    # 8 million parameters, on two CPU cores 15 minutes with AMX and an hour or more without; 4,600 steps made the
-    # bundled checkpoint.
+    # 8 million parameters, on two CPU cores 15 minutes with AMX and an hour or more without; 4,600 steps made one of
+    # the two that the bundled checkpoint learned from.
     "mini": TrainConfig(
         preset="mini", max_steps=1800, eval_every=150, optimizer="muon", schedule="wsd", cooldown=0.4, ema=0.998,
         dropout=0.1, weight_decay=0.3, store="float16",
