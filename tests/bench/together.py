@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def main() -> None:
     soup = models[0]
     soup.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
     rows = dict(zip(sys.argv[1:], (score.bits_per_byte for score in scores), strict=True))
-    rows["mean of their probabilities"] = float(-of_all.double().sum()) / math.log(2) / part.bytes
+    rows["mean of their probabilities"] = replace(scores[0], each=-of_all).bits_per_byte
     rows["mean of their weights"] = scoring.score(soup, part).bits_per_byte
     print("| | bits per byte |\n|---|---|")
     print(*(f"| {name} | {bits:.4f} |" for name, bits in rows.items()), sep="\n")
