@@ -75,7 +75,7 @@ class Step:
 class NextTokens:
     """What could come next, and how the sampler chooses."""
 
-    candidates: tuple[Candidate, ...]  # the likeliest first, as the model has it
+    candidates: tuple[Candidate, ...]  # the likeliest first, as the model has it; then others that were asked for
     entropy: float  # nats, of the model's own distribution
     steps: tuple[Step, ...]
     chosen: Candidate | None  # None where chance decides and no number was given
@@ -130,14 +130,17 @@ def next_tokens(
     u: float | None = None,
     *,
     drawn: Sequence[int] = (),
+    also: Sequence[int] = (),
 ) -> NextTokens:
     """The k likeliest tokens after a text, before and after each of the sampling filters, and which one is chosen.
+    The chosen one is among the candidates even where it is not among the k.
 
     Args:
         text: a prompt, or its ids; "" means the start of a text.
         params: SamplingParams() where not given.
         u: the random number, at least 0 and below 1; uniform() tells which one a seed draws.
         drawn: ids that a generation has already written after text: they decide where its window began.
+        also: ids that are to be among the candidates however unlikely they are.
 
     Raises:
         ValueError: where the model's output is not finite.
@@ -149,26 +152,24 @@ def next_tokens(
     cache = model.new_cache()  # with one, only the last position gets logits
     for chunk in torch.tensor([ids[start:]], device=cache.k.device).split(CHUNK, dim=1):
         last = model(chunk, cache=cache)[0]  # (1, 1, V)
-    raw = logits = checked(last[0, -1])  # (V,)
-    top = raw.topk(min(k, raw.numel())).indices
-    steps = []
-    for name, apply in [("raw", lambda x: x), *filter_chain(params, ids)]:
-        logits = apply(logits)
-        steps.append(Step(name, int(logits.isfinite().sum()), tuple(logits.softmax(0)[top].tolist())))
-    filtered, chosen, interval = logits.softmax(0), None, None
+    raw = checked(last[0, -1])  # (V,)
+    stages = [("raw", raw)]
+    for name, apply in filter_chain(params, ids):
+        stages.append((name, apply(stages[-1][1])))
+    logits, chosen, interval = stages[-1][1], None, None
+    filtered = logits.softmax(0)
     if params.greedy:
         chosen = int(logits.argmax())
     elif u is not None:
         chosen = draw(filtered, u)
         cdf = filtered.double().cumsum(0) / filtered.double().sum()
         interval = (float(cdf[chosen - 1]) if chosen else 0.0, float(cdf[chosen]))
-    return NextTokens(
-        _candidates(tokenizer, raw, filtered, top.tolist()),
-        _entropy(raw.log_softmax(0)),
-        tuple(steps),
-        None if chosen is None else _candidates(tokenizer, raw, filtered, [chosen])[0],
-        interval,
-    )
+    top = raw.topk(min(k, raw.numel())).indices.tolist()
+    shown = list(dict.fromkeys([*top, *([] if chosen is None else [chosen]), *also]))
+    candidates = _candidates(tokenizer, raw, filtered, shown)
+    steps = tuple(Step(name, int(x.isfinite().sum()), tuple(x.softmax(0)[shown].tolist())) for name, x in stages)
+    of_chosen = None if chosen is None else candidates[shown.index(chosen)]
+    return NextTokens(candidates, _entropy(raw.log_softmax(0)), steps, of_chosen, interval)
 
 
 def uniform(seed: int, step: int) -> float:

@@ -96,19 +96,10 @@ def tokens_value(score: Score, overlap: gpt2.Overlap | None, given: str = "") ->
 def step_value(served: Served, looked: Looked, i: int, found: NextTokens, params: gpt2.SamplingParams) -> dict:
     """The microscope's value, see web/step.js."""
     (run, at), token = looked.at(i), looked.tokens[i]
-    actual = token.id
     rows = [
-        {"id": c.id, "text": c.text, "p": [step.probabilities[j] for step in found.steps], "here": c.id == actual}
+        {"id": c.id, "text": c.text, "p": [step.probabilities[j] for step in found.steps], "here": c.id == token.id}
         for j, c in enumerate(found.candidates)
-        if j < SHOWN or c.id in (actual, found.chosen and found.chosen.id)
     ]
-    if found.chosen and found.chosen.id not in [row["id"] for row in rows]:
-        between = [None] * (len(found.steps) - 2)
-        ends = [found.chosen.probability, *between, found.chosen.filtered] if len(found.steps) > 1 else [1.0]
-        rows.append({"id": found.chosen.id, "text": found.chosen.text, "p": ends, "here": found.chosen.id == actual})
-    if actual not in [row["id"] for row in rows]:  # among equals its rank, counted in another pass, can be a worse one
-        unknown = [None] * (len(found.steps) - 1)
-        rows.append({"id": actual, "text": token.text, "p": [math.exp(token.logprob), *unknown], "here": True})
     settings = {name: getattr(params, name, None) for name in STAGES}
     steps = [
         {
@@ -125,7 +116,7 @@ def step_value(served: Served, looked: Looked, i: int, found: NextTokens, params
             "u": None if params.greedy else uniform(run.seed, at),
             "slice": found.interval,
             "text": found.chosen.text,
-            "same": found.chosen.id == actual,
+            "same": found.chosen.id == token.id,
         }
     return value
 
@@ -274,8 +265,8 @@ def room(
         params = checked("", settings_from(values))[1]
         run, at = now.at(i)
         u = None if run.seed is None else uniform(run.seed, at)
-        k = max(SHOWN, now.tokens[i].rank)
-        found = think(gpt2.next_tokens, run.before, k, params, u, drawn=run.ids[:at])
+        also = [now.tokens[i].id]
+        found = think(gpt2.next_tokens, run.before, SHOWN, params, u, drawn=run.ids[:at], also=also)
         return step_value(served, now, i, found, params)
 
     def fork(event: gr.EventData, now, i, pages, status, *values):

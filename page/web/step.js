@@ -4,7 +4,6 @@
 const box = element.querySelector(".step");
 const bar = (p, most) => {
     const cell = make("td", { class: p === 0 ? "gone" : "" });
-    if (p === null) return cell;
     const line = make("span", { class: "bar" });
     line.style.width = `${(100 * p) / most}%`;
     cell.append(line, make("span", { class: "figure" }, p === 0 ? "out" : percent(p)));

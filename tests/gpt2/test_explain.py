@@ -85,6 +85,15 @@ def test_the_steps_are_the_filter_chain_and_end_in_what_can_be_drawn(tiny_model,
     assert found.chosen is None and found.interval is None  # no number was given
 
 
+def test_the_chosen_token_and_those_that_are_asked_for_follow_the_likeliest(tiny_model, tiny_tokenizer):
+    hot = gpt2.SamplingParams(temperature=2.0, top_k=0, top_p=1.0)
+    every = gpt2.next_tokens(tiny_model, tiny_tokenizer, "the", 263, hot).candidates
+    found = gpt2.next_tokens(tiny_model, tiny_tokenizer, "the", 2, hot, 0.99, also=[every[40].id, every[1].id])
+    assert found.chosen.id not in [c.id for c in (*every[:2], every[40])]
+    assert [c.id for c in found.candidates] == [every[0].id, every[1].id, found.chosen.id, every[40].id]
+    assert all(len(step.probabilities) == 4 for step in found.steps)
+
+
 def test_a_token_that_the_filters_removed_has_probability_zero(tiny_model, tiny_tokenizer):
     params = gpt2.SamplingParams(top_k=3)
     found = gpt2.next_tokens(tiny_model, tiny_tokenizer, "the", 10, params)

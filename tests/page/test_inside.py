@@ -37,9 +37,11 @@ def looked(tiny_served) -> inside.Looked:
 
 
 def under_glass(served, looked, i, params=PARAMS) -> dict:
-    (run, at), k = looked.at(i), max(inside.SHOWN, looked.tokens[i].rank)
+    (run, at), also = looked.at(i), [looked.tokens[i].id]
     u = uniform(run.seed, at)
-    found = next_tokens(served.model, served.tokenizer, run.before, k, params, u, drawn=run.ids[:at])
+    found = next_tokens(
+        served.model, served.tokenizer, run.before, inside.SHOWN, params, u, drawn=run.ids[:at], also=also
+    )
     return inside.step_value(served, looked, i, found, params)
 
 
@@ -67,15 +69,16 @@ def test_a_text_in_many_requests_is_shown_from_the_last_of_them(tiny_served, loo
     assert given == "A" + first.text and [run.ids for run in runs] == [second.ids]
 
 
-def test_a_token_has_a_row_also_where_another_pass_does_not_count_it_among_the_likeliest(tiny_served, looked):
-    (run, at), token = looked.at(0), looked.tokens[0]
-    found = next_tokens(tiny_served.model, tiny_served.tokenizer, run.before, 10, PARAMS, uniform(run.seed, at))
-    [unlikely] = sorted(set(range(30)) - {c.id for c in found.candidates} - {found.chosen.id})[:1]
-    now = replace(looked, tokens=(replace(token, id=unlikely), *looked.tokens[1:]))
-    value = inside.step_value(tiny_served, now, 0, found, PARAMS)
-    [row] = [row for row in value["rows"] if row["here"]]
-    assert row["id"] == unlikely and row["p"] == [math.exp(token.logprob), None, None, None]
-    assert value["token"]["p"] == math.exp(token.logprob)
+def test_the_token_that_stands_there_and_the_drawn_one_have_every_figure_however_unlikely(tiny_served, looked):
+    hot = replace(PARAMS, temperature=2.0, top_k=0, top_p=1.0)
+    values = [under_glass(tiny_served, looked, i, hot) for i in range(len(looked.tokens))]
+    assert any(value["rows"][inside.SHOWN :] and not value["draw"]["same"] for value in values)
+    for value, token in zip(values, looked.tokens, strict=True):
+        [row] = [row for row in value["rows"] if row["here"]]
+        assert row["id"] == token.id and row["p"][0] == pytest.approx(value["token"]["p"], rel=1e-3)
+        assert all(0 < p < 1 for row in value["rows"] for p in row["p"]) and len(row["p"]) == len(value["steps"])
+        low, high = value["draw"]["slice"]
+        assert any(row["p"][-1] == pytest.approx(high - low, abs=1e-6) for row in value["rows"])
 
 
 def test_every_filter_that_is_on_has_a_column_and_says_how_many_are_left(tiny_served, looked):
