@@ -16,11 +16,12 @@ const strip = ({ u, slice, text, same }) => {
         part.append(make("p", {}, `No chance is involved: the likeliest is always taken, ${quoted(text)}${outcome}.`));
         return part;
     }
-    const [from, to] = slice.map((x) => x.toFixed(3));
+    const digits = Math.min(8, Math.max(3, 1 - Math.floor(Math.log10(slice[1] - slice[0])))); // the ends differ
+    const [from, to, came] = [...slice, u].map((x) => x.toFixed(digits));
     const line = make("div", { class: "strip", "aria-hidden": "true" }, make("i"), make("b"));
     line.children[0].style.cssText = `left: ${100 * slice[0]}%; width: ${100 * (slice[1] - slice[0])}%`;
     line.children[1].style.left = `${100 * u}%`;
-    const words = `The draw: a random number from 0 to 1 came out as ${u.toFixed(3)}. What is left shares that line by `
+    const words = `The draw: a random number from 0 to 1 came out as ${came}. What is left shares that line by `
         + `its probability, and ${from} to ${to} belongs to ${quoted(text)}${outcome}.`;
     part.append(make("p", {}, words), line);
     return part;
