@@ -33,7 +33,8 @@ class TrainConfig:
     # Your text: files, folders of .txt, .md and .gz files, or quoted patterns such as "books/*.txt". None given: the
     # corpus.
     texts: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[TEXT ...]")] = ()
-    # Recipe to start from; every other flag overrides it. mini, tiny, seed, seed-fast or finetune.
+    # Recipe to start from; every other flag overrides it. mini, short, tiny, seed, seed-fast or
+    # finetune.
     preset: str = "mini"
     # A named text instead of your own: plays (Shakespeare's 38, needs no network), tinyshakespeare, or
     # hf:REPO[:COLUMN], a dataset of the Hugging Face Hub.
@@ -191,9 +192,9 @@ class TrainConfig:
         if self.tokenizer.startswith("bpe:") and int(self.tokenizer[4:]) < 258:
             raise ValueError(f"tokenizer={self.tokenizer!r}: N counts 256 bytes and <|endoftext|>, so at least 258.")
         if self.head_start and self.init_from is not None:
-            raise ValueError("head_start is for fresh weights, and init_from has its own: leave one of them out.")
+            raise ValueError("head_start is for fresh weights, and init_from has its own: add --no-head-start.")
         if self.head_start and min(self.n_layer, self.n_head) < 2:
-            raise ValueError("head_start needs at least 2 layers and 2 heads.")
+            raise ValueError("head_start needs at least 2 layers and 2 heads; or add --no-head-start.")
         if self.name is not None and not re.fullmatch(r"[\w][\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} must be letters, digits, '-', '_' and '.'; --out takes a path.")
         if self.push_to is not None and not re.fullmatch(REPO_ID, self.push_to):
@@ -279,11 +280,18 @@ RESUMABLE = ("resume", "dry_run", "max_steps", "micro_batch", "device", "compile
 
 # fmt: off
 PRESETS: dict[str, TrainConfig] = {
-    # 8 million parameters, on two CPU cores 15 minutes with AMX and an hour or more without; 4,600 steps made one of
-    # the two that the bundled checkpoint learned from.
+    # 8 million parameters, on two CPU cores 15 minutes with AMX and an hour or more without. Read no more than a few
+    # times, a text is learned sooner without dropout.
     "mini": TrainConfig(
         preset="mini", max_steps=1800, eval_every=150, optimizer="muon", schedule="wsd", cooldown=0.4, ema=0.998,
-        dropout=0.1, weight_decay=0.3, store="float16",
+        head_start=True, dropout=0.0, weight_decay=0.3, store="float16",
+    ),
+    # 3.4 million parameters for a text of a megabyte or two, or less: found by tests/bench/tinyshakespeare.py.
+    "short": TrainConfig(
+        preset="short", tokenizer="bpe:512", n_layer=4, n_head=4, n_embd=256, block_size=512, head_start=True,
+        dropout=0.0, renaming=0.5, echo=0.5, batch_size=4, max_steps=3000, eval_every=300, optimizer="muon",
+        learning_rate=4e-3, schedule="wsd", cooldown=0.5, warmup_steps=100, weight_decay=0.3, ema=0.995,
+        store="float16",
     ),
     # Seconds: to see everything work once.
     "tiny": TrainConfig(
