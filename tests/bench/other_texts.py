@@ -68,8 +68,7 @@ def xz_bits_per_byte(data: Dataset, tokenizer: gpt2.Tokenizer) -> tuple[float, i
 def measure(texts: Iterable[Path], name: str, steps: int, out: Path) -> dict[str, Any]:
     """Train, and compare."""
     command = [sys.executable, "-m", "train", *map(str, texts), "--preset", name, "--max-steps", str(steps)]
-    command += ["--patience", "0", "--eval-every", str(max(1, steps // 6)), "--prompts", "", "--no-overlap"]
-    subprocess.run([*command, "--out", str(out)], cwd=ROOT, check=True)
+    subprocess.run([*command, "--prompts", "", "--no-overlap", "--out", str(out)], cwd=ROOT, check=True)
     directory = out / "best"
     said = json.loads((directory / "training.json").read_text(encoding="utf-8"))
     _, tokenizer = gpt2.load(directory, "cpu", "float32")
