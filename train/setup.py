@@ -100,14 +100,16 @@ def default_prompts(data: Dataset, config: TrainConfig) -> tuple[str, ...]:
 
 
 def describe(config: TrainConfig, corpus: Corpus, data: Dataset, parameters: int, about: dict[str, str]) -> str:
-    """What is about to be trained, on what, in two lines."""
+    """What is about to be trained, on what, in two lines; and what would suit a short text better."""
     per_step = config.batch_size * config.block_size
     epochs = config.max_steps * per_step / len(data.train)
     what = f"Fine-tuning {config.init_from}," if config.init_from else "Training"
+    often = config.preset == "mini" and epochs > 10
+    advice = "\nThe text is short for this preset, and soon known by heart; --preset short is made for such." * often
     return (
         f"{what} a GPT-2 of {parameters / 1e6:.2f} million parameters on {corpus.name}: "
         f"{len(data.train):,} tokens, {config.max_steps:,} steps of {per_step:,}, {epochs:.1f} times through it.\n"
-        f"On {about['hardware']} in {about['precision']}."
+        f"On {about['hardware']} in {about['precision']}.{advice}"
     )
 
 

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 import gpt2
 from page.served import load_or_fall_back
 from train.__main__ import main, parse
+from train.config import preset
 from train.corpus import Corpus
 from train.dataset import prepare
 from train.document import Document
 from train.journal import read_jsonl
-from train.setup import batches, default_prompts, inherit, new_model
+from train.setup import batches, default_prompts, describe, inherit, new_model
 
 CPU = torch.device("cpu")
 
@@ -32,6 +33,13 @@ def test_fresh_weights_follow_from_the_seed_alone(corpus, config):
     two, other = (new_model(replace(config, seed=seed), data, CPU).state_dict() for seed in (config.seed, 2))
     assert all(one[name].equal(two[name]) for name in one)
     assert not one["transformer.wte.weight"].equal(other["transformer.wte.weight"])
+
+
+@pytest.mark.parametrize("name, steps, advised", [("mini", 1800, True), ("mini", 1, False), ("short", 3000, False)])
+def test_a_text_too_short_for_the_usual_preset_gets_the_advice_to_take_another(corpus, config, name, steps, advised):
+    data = prepare(corpus, config)
+    said = describe(replace(preset(name), max_steps=steps), corpus, data, 1, {"hardware": "", "precision": ""})
+    assert ("--preset short" in said) == advised
 
 
 def test_a_head_start_is_in_the_fresh_weights_and_follows_from_the_seed(corpus, config):
