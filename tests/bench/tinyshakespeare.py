@@ -54,12 +54,13 @@ SMALL = {"tokenizer": "bpe:1024", "n-layer": 6, "n-head": 6, "n-embd": 384, "bat
 SWEPT = {"tokenizer": "bpe:512", "n-layer": 4, "n-head": 4, "n-embd": 256, "block-size": 512, "batch-size": 4}
 SWEPT |= {"learning-rate": 4e-3, "warmup-steps": 100, "cooldown": 0.5, "weight-decay": 0.3, "dropout": 0.1}
 SWEPT |= {"head-start": True, "renaming": 0.5, "echo": 0.5, "max-steps": 3000}
-# What came of it: within an hour on two CPU cores, or on one that has bfloat16.
+# What came of it, and the preset `short`: within an hour on two CPU cores, or on one that has bfloat16.
 MINI = SWEPT | {"dropout": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "mini": MINI,
     "swept": SWEPT,
     "small": SMALL,
+    "mini-gpt2": MINI | {"tokenizer": "gpt2", "dropout": 0.1, "max-steps": 1600},
     "gpt2": SMALL | {"tokenizer": "gpt2", "dropout": 0.4, "max-steps": 1200},
     # Teachers are runs of another recipe, of `final RECIPE --keep` with the same folder.
     "mini-distilled": MINI | {"teachers": ["mini-1", "mini-2", "mini-3"], "distill-share": 0.8},
